@@ -1,0 +1,228 @@
+"""Pinhole cameras in OpenCV convention and the paths they follow, including lateral offset.
+
+Frames: camera x right, y down, z forward; ego x forward, y left, z up; world as the scene says
+(driving scenes: x forward, y left, z up, metres). Pixel centres lie at +0.5. Poses are float64 so
+that moving a path there and back is exact to rounding; renderers convert to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.transforms import (
+    invert_rigid,
+    quat_to_rotmat,
+    rotmat_to_quat,
+    slerp,
+    translation,
+)
+
+
+class TrajectoryError(StudioError):
+    """A path that is empty, not rigid, or lacks what an operation needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One pinhole view of the world."""
+
+    camtoworld: Float64[Tensor, "4 4"]
+    """Rigid transform camera -> world, OpenCV axes."""
+    K: Float64[Tensor, "3 3"]
+    """Intrinsics in pixels, for pixel centres at +0.5."""
+    width: int
+    height: int
+    time: float = 0.0
+    """Seconds since the start of the recording."""
+    name: str = ""
+    """Which camera of the rig, e.g. "left"; empty where there is only one."""
+
+    @property
+    def viewmat(self) -> Float64[Tensor, "4 4"]:
+        """World -> camera."""
+        return invert_rigid(self.camtoworld)
+
+    @property
+    def position(self) -> Float64[Tensor, "3"]:
+        """Camera centre in the world, m."""
+        return self.camtoworld[:3, 3]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same field of view on a grid of another size; each axis is scaled on its own."""
+        scale = torch.tensor([width / self.width, height / self.height, 1.0], dtype=torch.float64)
+        return replace(self, K=scale[:, None] * self.K, width=width, height=height)
+
+    def scaled(self, factor: float) -> Camera:
+        """Resized by one factor, sizes rounded to whole pixels."""
+        return self.resized(max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+
+    def moved(self, camtoworld: Tensor, time: float | None = None) -> Camera:
+        """The same lens at another pose (and time)."""
+        pose = camtoworld.to(torch.float64)
+        return replace(self, camtoworld=pose, time=self.time if time is None else time)
+
+
+class Segment(NamedTuple):
+    """A contiguous range of recorded frames, half-open."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A path of cameras with the ego pose of the vehicle at each of them.
+
+    A rig contributes several cameras with the same time; each carries the ego pose of that time.
+    """
+
+    cameras: tuple[Camera, ...]
+    ego_to_worlds: Float64[Tensor, "T 4 4"]
+    """Ego pose at each camera, T = len(cameras)."""
+    ego_is_camera: bool = False
+    """True where no ego poses were recorded and a camera stands in: sideways is then camera-left."""
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    @property
+    def timestamps(self) -> list[float]:
+        """Seconds, one per camera."""
+        return [camera.time for camera in self.cameras]
+
+    @property
+    def camtoworlds(self) -> Float64[Tensor, "T 4 4"]:
+        """All poses, stacked."""
+        return torch.stack([camera.camtoworld for camera in self.cameras])
+
+    @property
+    def length_m(self) -> float:
+        """Length of the ego path, m."""
+        centres = self.ego_to_worlds[:, :3, 3]
+        return float((centres[1:] - centres[:-1]).norm(dim=-1).sum())
+
+    def select(self, indices: Sequence[int] | range) -> Trajectory:
+        """The cameras at these indices, in this order."""
+        index = torch.tensor(list(indices), dtype=torch.long)
+        return replace(
+            self,
+            cameras=tuple(self.cameras[i] for i in index.tolist()),
+            ego_to_worlds=self.ego_to_worlds[index],
+        )
+
+    def segment(self, segment: Segment) -> Trajectory:
+        """The cameras of a half-open range of frames.
+
+        Raises:
+            TrajectoryError: The range is empty or leaves the recording.
+        """
+        start, stop = segment
+        if not 0 <= start < stop <= len(self):
+            raise TrajectoryError(
+                f"segment {start}:{stop} is outside the drive, which has frames 0:{len(self)}; "
+                "choose a non-empty range inside it."
+            )
+        return self.select(range(start, stop))
+
+
+def ego_from_cameras(camtoworlds: Float64[Tensor, "T 4 4"]) -> Float64[Tensor, "T 4 4"]:
+    """Ego poses for a recording without them: the camera itself, with ego axes.
+
+    Forward is the camera's +z, left its -x, up its -y, so that d metres to the left equal
+    `camtoworld @ translate(-d, 0, 0)`.
+    """
+    camera_from_ego = torch.tensor(
+        [[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float64
+    )
+    return camtoworlds @ camera_from_ego
+
+
+def trajectory_from_cameras(
+    cameras: Sequence[Camera], ego_to_worlds: Float64[Tensor, "T 4 4"] | None = None
+) -> Trajectory:
+    """A trajectory; without ego poses the first camera of the rig stands in at each time.
+
+    Raises:
+        TrajectoryError: No camera, or a pose that is not a rigid transform.
+    """
+    cameras = tuple(cameras)
+    if not cameras:
+        raise TrajectoryError("the path has no cameras; at least one is needed.")
+    poses = torch.stack([camera.camtoworld for camera in cameras])
+    _require_rigid(poses)
+    if ego_to_worlds is not None:
+        return Trajectory(cameras, ego_to_worlds.to(torch.float64))
+    reference = cameras[0].name
+    at_time = {c.time: c.camtoworld for c in cameras if c.name == reference}
+    lead = torch.stack([at_time.get(c.time, c.camtoworld) for c in cameras])
+    return Trajectory(cameras, ego_from_cameras(lead), ego_is_camera=True)
+
+
+def _require_rigid(poses: Tensor) -> None:
+    rotation = poses[:, :3, :3]
+    error = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=poses.dtype)).abs()
+    bad = ~(error.amax(dim=(1, 2)) < 1e-3) | ~torch.isfinite(poses).all(-1).all(-1)
+    bad |= torch.linalg.det(torch.nan_to_num(rotation)) < 0
+    if bool(bad.any()):
+        raise TrajectoryError(
+            f"the pose of frame {int(bad.nonzero()[0])} is not a rigid transform "
+            "(finite, orthonormal, right-handed); check the camera file."
+        )
+
+
+def offset_laterally(trajectory: Trajectory, metres: float) -> Trajectory:
+    """Move every camera of a rig sideways, keeping its orientation.
+
+    Args:
+        trajectory: Recorded path; `ego_to_worlds` is [T, 4, 4], m, ego frame x forward, y left, z up.
+        metres: Lateral offset along +y of the ego frame at each frame; positive is left.
+
+    Returns:
+        A new trajectory with the same times and intrinsics; the ego poses move along.
+
+    Source: FaithFusion `datasets/`, lane-shift convention (ego frame of the same frame).
+    """
+    left = trajectory.ego_to_worlds[:, :3, 1] * float(metres)
+    shift = translation(left)
+    cameras = tuple(
+        camera.moved(shift[i] @ camera.camtoworld) for i, camera in enumerate(trajectory.cameras)
+    )
+    return replace(trajectory, cameras=cameras, ego_to_worlds=shift @ trajectory.ego_to_worlds)
+
+
+def interpolate(keyframes: Trajectory, n: int) -> Trajectory:
+    """n cameras spread evenly over the key frames: linear positions, slerped rotations.
+
+    Raises:
+        TrajectoryError: Fewer than one output camera was asked for.
+    """
+    if n < 1:
+        raise TrajectoryError(f"{n} cameras were asked for; at least one is needed.")
+    if len(keyframes) == 1:
+        return keyframes.select([0] * n)
+    position = torch.linspace(0, len(keyframes) - 1, n, dtype=torch.float64)
+    low = position.floor().long().clamp(max=len(keyframes) - 2)
+    fraction = position - low
+    poses = _blend(keyframes.camtoworlds, low, fraction)
+    egos = _blend(keyframes.ego_to_worlds, low, fraction)
+    times = torch.tensor(keyframes.timestamps, dtype=torch.float64)
+    time = times[low] + fraction * (times[low + 1] - times[low])
+    cameras = tuple(
+        keyframes.cameras[int(low[i])].moved(poses[i], float(time[i])) for i in range(n)
+    )
+    return replace(keyframes, cameras=cameras, ego_to_worlds=egos)
+
+
+def _blend(poses: Tensor, low: Tensor, fraction: Tensor) -> Tensor:
+    quats = rotmat_to_quat(poses[:, :3, :3])
+    result = poses[low].clone()
+    result[:, :3, :3] = quat_to_rotmat(slerp(quats[low], quats[low + 1], fraction))
+    result[:, :3, 3] = torch.lerp(poses[low, :3, 3], poses[low + 1, :3, 3], fraction[:, None])
+    return result

@@ -1,0 +1,179 @@
+"""From a scene and a camera to finished images: time, sky, exposure, depth, colour maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.gaussians import Provenance
+from faithfusion_studio.scene import Scene, WorldGaussians, pixel_directions
+
+if TYPE_CHECKING:
+    from faithfusion_studio.render.rasterization import RasterizationMeta
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How a view is rendered."""
+
+    near_plane: float = 0.05
+    """Gaussians nearer than this are not drawn, m."""
+    provenance: bool = False
+    """Also render the share of each pixel that was generated rather than recorded."""
+    sky: bool = True
+    """Fill the remaining transmittance with the scene's sky."""
+
+
+@dataclass(frozen=True, eq=False)
+class RenderedView:
+    """One finished view."""
+
+    rgb: Float32[Tensor, "H W 3"]
+    """Colour in [0, 1], sky included, clamped."""
+    alpha: Float32[Tensor, "H W"]
+    """Opacity of the Gaussians alone, 0..1."""
+    depth: Float32[Tensor, "H W"]
+    """Expected depth along the camera's z axis, m; 0 where nothing is."""
+    generated: Float32[Tensor, "H W"] | None = None
+    """Share of the pixel's weight that comes from generated Gaussians, 0..1."""
+
+
+@dataclass(frozen=True, eq=False)
+class RasterizedView:
+    """A view with what differentiable and information passes need beside it."""
+
+    rgb: Float32[Tensor, "H W 3"]
+    """Colour with sky, not clamped; differentiable."""
+    alpha: Float32[Tensor, "H W"]
+    depth: Float32[Tensor, "H W"]
+    background: Float32[Tensor, "H W 3"]
+    """What is behind the Gaussians: the sky's radiance, or black."""
+    meta: RasterizationMeta
+    world: WorldGaussians
+
+
+def rasterize_view(
+    scene: Scene, camera: Camera, options: ViewOptions | None = None
+) -> RasterizedView:
+    """Rasterise one view of a scene and keep the tile lists.
+
+    Args:
+        scene: What to draw; nodes are placed at `camera.time`.
+        camera: Where from; sizes in pixels.
+        options: See `ViewOptions`.
+    """
+    from faithfusion_studio.render.rasterization import rasterization
+
+    options = options or ViewOptions()
+    world = scene.at(camera.time)
+    g = world.gaussians
+    device = g.means.device
+    colors, alphas, meta = rasterization(
+        g.means,
+        g.quats,
+        g.scales,
+        g.opacities,
+        g.sh,
+        camera.viewmat.to(device, torch.float32)[None],
+        camera.K.to(device, torch.float32)[None],
+        camera.width,
+        camera.height,
+        near_plane=options.near_plane,
+        sh_degree=g.sh_degree,
+        render_mode="RGB+ED",
+    )
+    alpha = alphas[0, :, :, 0]
+    background = (
+        sky_image(scene, camera, device) if options.sky else torch.zeros_like(colors[0, :, :, :3])
+    )
+    rgb = colors[0, :, :, :3] + (1 - alpha)[..., None] * background
+    return RasterizedView(rgb, alpha, colors[0, :, :, 3], background, meta, world)
+
+
+def sky_image(
+    scene: Scene, camera: Camera, device: torch.device | str = "cpu"
+) -> Float32[Tensor, "H W 3"]:
+    """The sky's radiance at every pixel; black where the scene has no sky model."""
+    if scene.sky is None:
+        return torch.zeros(camera.height, camera.width, 3, device=device)
+    return scene.sky.radiance(pixel_directions(camera, device))
+
+
+def render_view(scene: Scene, camera: Camera, options: ViewOptions | None = None) -> RenderedView:
+    """One finished view of a scene, without gradients.
+
+    Args:
+        scene: What to draw; nodes are placed at `camera.time`.
+        camera: Where from.
+        options: See `ViewOptions`.
+    """
+    options = options or ViewOptions()
+    with torch.no_grad():
+        view = rasterize_view(scene, camera, options)
+        generated = generated_share(view, camera) if options.provenance else None
+        return RenderedView(view.rgb.clamp(0, 1), view.alpha, view.depth, generated)
+
+
+def render_views(
+    scene: Scene, cameras: Iterable[Camera], options: ViewOptions | None = None
+) -> Iterator[RenderedView]:
+    """Finished views one after the other."""
+    for camera in cameras:
+        yield render_view(scene, camera, options)
+
+
+def generated_share(view: RasterizedView, camera: Camera) -> Float32[Tensor, "H W"]:
+    """Alpha-weighted share of generated Gaussians at each pixel, 0..1."""
+    from faithfusion_studio.render.rasterization import rasterization
+
+    g = view.world.gaussians
+    feature = (g.provenance != int(Provenance.RECORDED)).to(torch.float32)[:, None]
+    device = g.means.device
+    share, alphas, _ = rasterization(
+        g.means,
+        g.quats,
+        g.scales,
+        g.opacities,
+        feature,
+        camera.viewmat.to(device, torch.float32)[None],
+        camera.K.to(device, torch.float32)[None],
+        camera.width,
+        camera.height,
+    )
+    return share[0, :, :, 0] / alphas[0, :, :, 0].clamp(min=1e-6)
+
+
+def apply_exposure(
+    rgb: Float32[Tensor, "H W 3"], exposure: Float32[Tensor, "3 4"] | None
+) -> Float32[Tensor, "H W 3"]:
+    """Affine colour correction of a recorded frame: A rgb + b; None leaves the colours."""
+    if exposure is None:
+        return rgb
+    return rgb @ exposure[:, :3].T + exposure[:, 3]
+
+
+def colorize(
+    values: Float[Tensor, "H W"], palette: Float32[Tensor, "256 3"]
+) -> Float32[Tensor, "H W 3"]:
+    """False colours of values in [0, 1] by table lookup; values outside are clamped, NaN is 0."""
+    index = (torch.nan_to_num(values).clamp(0, 1) * 255 + 0.5).long()
+    return palette.to(values.device)[index]
+
+
+def to_uint8(rgb: Float[Tensor, "H W 3"]) -> UInt8[Tensor, "H W 3"]:
+    """Colours in [0, 1] as bytes, rounded."""
+    return (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def palette(name: str) -> Float32[Tensor, "256 3"]:
+    """A named matplotlib colour map ("turbo", "viridis", "magma", ...) as a table in [0, 1]."""
+    import matplotlib
+
+    table = matplotlib.colormaps[name].resampled(256)(range(256))[:, :3]
+    return torch.tensor(table, dtype=torch.float32)

@@ -1,0 +1,364 @@
+"""The whole editable world as one frozen value: Gaussians, rigid nodes, sky, recording, evidence.
+
+Nothing in here is written after construction; an edit builds a new `Scene` with
+`dataclasses.replace` and shares every untouched tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera, Trajectory
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.gaussians import Gaussians, concatenate
+from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat, slerp
+
+
+class SceneError(StudioError):
+    """A scene or recorded frame that cannot be used as asked."""
+
+
+# ------------------------------------------------------------------------------------------ sky
+
+
+class Sky(Protocol):
+    """What is seen where no Gaussian stops the ray."""
+
+    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+        """Colour in [0, 1] (not clamped) for unit directions in world axes."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantSky:
+    """One colour in every direction."""
+
+    color: Float[Tensor, "3"]
+
+    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+        """The colour, broadcast."""
+        return self.color.to(directions).expand_as(directions)
+
+
+@dataclass(frozen=True, eq=False)
+class CubemapSky:
+    """A cube map of linear-interpolated texels; faces +x -x +y -y +z -z in world axes."""
+
+    texels: Float[Tensor, "6 R R 3"]
+    """Colours; rows follow the second, columns the first of the two other world axes, upwards."""
+
+    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+        """Bilinear lookup inside the face the direction leaves through."""
+        index, weights = cubemap_lookup(directions, self.texels.shape[1])
+        flat = self.texels.reshape(-1, 3)
+        return (flat[index] * weights[..., None].to(flat)).sum(-2)
+
+
+def cubemap_lookup(
+    directions: Float[Tensor, "*B 3"], resolution: int
+) -> tuple[Int[Tensor, "*B 4"], Float[Tensor, "*B 4"]]:
+    """The four texels (flat index into [6 R R]) and bilinear weights each direction reads."""
+    magnitude = directions.abs()
+    axis = magnitude.argmax(-1)
+    major = torch.gather(directions, -1, axis[..., None]).squeeze(-1)
+    face = axis * 2 + (major < 0)
+    first = torch.gather(directions, -1, ((axis + 1) % 3)[..., None]).squeeze(-1)
+    second = torch.gather(directions, -1, ((axis + 2) % 3)[..., None]).squeeze(-1)
+    scale = 0.5 * resolution / major.abs().clamp(min=1e-12)
+    u = (first * scale + 0.5 * resolution - 0.5).clamp(0, resolution - 1)
+    v = (second * scale + 0.5 * resolution - 0.5).clamp(0, resolution - 1)
+    u0 = u.floor().clamp(max=max(resolution - 2, 0))
+    v0 = v.floor().clamp(max=max(resolution - 2, 0))
+    fu, fv = u - u0, v - v0
+    step = 1 if resolution > 1 else 0
+    base = (face * resolution + v0.long()) * resolution + u0.long()
+    index = torch.stack(
+        [base, base + step, base + step * resolution, base + step * (resolution + 1)], dim=-1
+    )
+    weights = torch.stack([(1 - fu) * (1 - fv), fu * (1 - fv), (1 - fu) * fv, fu * fv], dim=-1)
+    return index, weights
+
+
+def pixel_directions(
+    camera: Camera, device: torch.device | str = "cpu"
+) -> Float32[Tensor, "H W 3"]:
+    """Unit viewing directions through all pixel centres, world axes."""
+    K = camera.K
+    x = (torch.arange(camera.width, dtype=torch.float32) + 0.5 - float(K[0, 2])) / float(K[0, 0])
+    y = (torch.arange(camera.height, dtype=torch.float32) + 0.5 - float(K[1, 2])) / float(K[1, 1])
+    rotation = camera.camtoworld[:3, :3].to(torch.float32)
+    rays = (
+        x[None, :, None] * rotation[:, 0]
+        + y[:, None, None] * rotation[:, 1]
+        + rotation[:, 2].expand(camera.height, camera.width, 3)
+    )
+    return torch.nn.functional.normalize(rays, dim=-1).to(device)
+
+
+# -------------------------------------------------------------------------------- moving objects
+
+
+@dataclass(frozen=True, eq=False)
+class RigidNode:
+    """A rigidly moving object: Gaussians in its own frame and a pose per time."""
+
+    name: str
+    gaussians: Gaussians
+    poses: Float64[Tensor, "T 4 4"]
+    """Node frame (x forward, y left, z up, origin at the box centre) -> world."""
+    timestamps: Float64[Tensor, "T"]
+    """Seconds, ascending."""
+    visible: Bool[Tensor, "T"]
+    size: Float[Tensor, "3"]
+    """Length, width, height of the box, m."""
+    category: str = "vehicle"
+
+    def pose_at(self, time: float) -> Float64[Tensor, "4 4"] | None:
+        """Pose at a time (linear position, slerped rotation; ends are held), None while not visible."""
+        t = self.timestamps
+        nearest = int((t - time).abs().argmin())
+        if not bool(self.visible[nearest]):
+            return None
+        high = int(torch.searchsorted(t, torch.tensor(time, dtype=t.dtype)))
+        if high <= 0 or high >= len(t):
+            return self.poses[nearest]
+        low = high - 1
+        fraction = (time - t[low]) / (t[high] - t[low])
+        quats = rotmat_to_quat(self.poses[[low, high], :3, :3])
+        pose = self.poses[low].clone()
+        pose[:3, :3] = quat_to_rotmat(slerp(quats[0], quats[1], fraction))
+        pose[:3, 3] = torch.lerp(self.poses[low, :3, 3], self.poses[high, :3, 3], fraction)
+        return pose
+
+
+@dataclass(frozen=True, eq=False)
+class BoxTrack:
+    """An annotated vehicle over time."""
+
+    name: str
+    category: str
+    size: Float[Tensor, "3"]
+    """Length, width, height, m."""
+    poses: Float64[Tensor, "T 4 4"]
+    """Box -> world."""
+    timestamps: Float64[Tensor, "T"]
+
+
+# ------------------------------------------------------------------------------------ recording
+
+
+@dataclass(frozen=True, eq=False)
+class PosedImage:
+    """A stored image with its camera, decoded only on use."""
+
+    camera: Camera
+    data: Path | bytes
+    """File, or the encoded JPEG or PNG bytes, at the camera's size."""
+    name: str = ""
+    """File stem or recorded name, unique within a capture."""
+    dynamic_mask: bytes | None = None
+    """Encoded PNG, non-zero where something moves; None where unknown."""
+
+    def encoded(self) -> bytes:
+        """The encoded bytes, read from disk if need be.
+
+        Raises:
+            SceneError: The file is gone or cannot be read.
+        """
+        if isinstance(self.data, bytes):
+            return self.data
+        try:
+            return self.data.read_bytes()
+        except OSError as error:
+            raise SceneError(
+                f"{self.data}: the image cannot be read ({error.strerror}); restore the file."
+            ) from error
+
+    def image(self, size: tuple[int, int] | None = None) -> Float32[Tensor, "H W 3"]:
+        """Decoded colours in [0, 1], sRGB as stored.
+
+        Args:
+            size: Width and height to resize to (area filter when shrinking); None keeps the camera's.
+
+        Raises:
+            SceneError: The bytes are not an image, or its size is not the camera's.
+        """
+        import cv2
+
+        raw = cv2.imdecode(np.frombuffer(self.encoded(), np.uint8), cv2.IMREAD_COLOR)
+        where = self.data if isinstance(self.data, Path) else (self.name or "a stored frame")
+        if raw is None:
+            raise SceneError(f"{where}: not a readable image; replace the damaged file.")
+        expected = (self.camera.width, self.camera.height)
+        if raw.shape[1::-1] != expected:
+            raise SceneError(
+                f"{where}: the image is {raw.shape[1]}x{raw.shape[0]} but its camera says "
+                f"{expected[0]}x{expected[1]}; give the intrinsics of this image size."
+            )
+        if size is not None and size != expected:
+            shrink = size[0] < expected[0]
+            raw = cv2.resize(
+                raw, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+            )
+        rgb = torch.from_numpy(np.ascontiguousarray(raw[:, :, ::-1]))
+        return rgb.to(torch.float32) / 255.0
+
+    def mask(self, size: tuple[int, int]) -> Bool[Tensor, "H W"] | None:
+        """The dynamic mask at a width and height, True where something moves; None where unknown."""
+        if self.dynamic_mask is None:
+            return None
+        import cv2
+
+        raw = cv2.imdecode(np.frombuffer(self.dynamic_mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if raw is None:
+            raise SceneError(f"{self.name}: its dynamic mask is not a readable image; replace it.")
+        return torch.from_numpy(cv2.resize(raw, size, interpolation=cv2.INTER_NEAREST) > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """Coloured points of a recording (structure from motion, or laser), for initialisation."""
+
+    xyz: Float32[Tensor, "M 3"]
+    """World, m."""
+    rgb: UInt8[Tensor, "M 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """Recorded data: frames with poses, and what else came along."""
+
+    frames: tuple[PosedImage, ...]
+    trajectory: Trajectory
+    """One camera per frame, in the same order."""
+    points: PointCloud | None = None
+    lidar: tuple[Float32[Tensor, "_ 3"], ...] = ()
+    """Laser points per sweep, world, m."""
+    boxes: tuple[BoxTrack, ...] = ()
+    lanes: tuple[Float32[Tensor, "_ 3"], ...] = ()
+    """Lane polylines, world, m."""
+    source: str = ""
+    """Where the recording came from, for people."""
+    licence: str = ""
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def camera_names(self) -> list[str]:
+        """Names of the rig's cameras in order of first use."""
+        return list(dict.fromkeys(frame.camera.name for frame in self.frames))
+
+    def select(self, indices: list[int] | range) -> Capture:
+        """Only these frames (indices into `frames`), everything else unchanged."""
+        indices = list(indices)
+        return replace(
+            self,
+            frames=tuple(self.frames[i] for i in indices),
+            trajectory=self.trajectory.select(indices),
+        )
+
+
+# ---------------------------------------------------------------------------------------- scene
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFisher:
+    """Evidence of the recorded views as plain tensors (what it means: `information.fisher`).
+
+    Rows run over all Gaussians of the scene: background first, then the nodes in order.
+    """
+
+    blocks: Float32[Tensor, "N 91"]
+    """Packed upper triangle, row-major, of the 13x13 Fisher block of each Gaussian."""
+    sh: Float32[Tensor, "N R 3"]
+    """Diagonal Fisher of the higher SH coefficients."""
+    noise_std: float
+    """Global robust pixel noise sigma_0, colour unit."""
+    num_views: int
+    """How many views were summed."""
+    sky: Float32[Tensor, "6 R2 R2"] | None = None
+    """Evidence per sky texel; None without a cube-map sky."""
+    residual_variance: Float32[Tensor, "N"] | None = None
+    """Mean squared residual of the recorded pixels each Gaussian explains, colour unit squared."""
+    calibration: Float32[Tensor, "Q 2"] | None = None
+    """Knots (nats, calibrated value in [0, 1]) of the scene's monotone map, ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class WorldGaussians:
+    """Every visible Gaussian at one time, in world axes."""
+
+    gaussians: Gaussians
+    node_index: Int[Tensor, "N"]
+    """-1 for the background, else the index into `Scene.nodes`."""
+    rows: Int[Tensor, "N"] | None
+    """Row of each Gaussian in the scene's order (background, nodes...); None when 0..N-1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The whole editable world."""
+
+    background: Gaussians
+    nodes: tuple[RigidNode, ...] = ()
+    sky: Sky | None = None
+    capture: Capture | None = None
+    fisher: StoredFisher | None = None
+    exposures: Float32[Tensor, "T 3 4"] | None = None
+    """Affine colour correction fitted per recorded frame; used on recorded views only."""
+    paths: Mapping[str, Trajectory] = field(default_factory=dict)
+    """Saved novel paths by name."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values about the scene: how it was trained, source, licence."""
+    extra_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of a newer file version, kept so that writing loses nothing."""
+
+    @property
+    def num_gaussians(self) -> int:
+        """Background and all nodes together."""
+        return len(self.background) + sum(len(node.gaussians) for node in self.nodes)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The recorded path.
+
+        Raises:
+            SceneError: The scene came without a recording.
+        """
+        if self.capture is None:
+            raise SceneError(
+                "this scene has no recorded path (it was opened from a bare splat file); "
+                "open a scene with a recording, or reconstruct one from a capture."
+            )
+        return self.capture.trajectory
+
+    @property
+    def all_gaussians(self) -> Gaussians:
+        """Background and nodes concatenated in scene order, nodes in their own frames."""
+        return concatenate([self.background, *(node.gaussians for node in self.nodes)])
+
+    def at(self, time: float) -> WorldGaussians:
+        """Background and visible nodes placed at a time (s), in world axes."""
+        parts = [self.background]
+        indices = [torch.full((len(self.background),), -1, dtype=torch.long)]
+        rows = [torch.arange(len(self.background))]
+        start = len(self.background)
+        for index, node in enumerate(self.nodes):
+            pose = node.pose_at(time)
+            count = len(node.gaussians)
+            if pose is not None:
+                parts.append(node.gaussians.transformed(pose))
+                indices.append(torch.full((count,), index, dtype=torch.long))
+                rows.append(torch.arange(start, start + count))
+            start += count
+        all_rows = None if len(parts) == len(self.nodes) + 1 else torch.cat(rows)
+        return WorldGaussians(concatenate(parts), torch.cat(indices), all_rows)
