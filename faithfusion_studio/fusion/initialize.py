@@ -1,0 +1,286 @@
+"""First Gaussians of a reconstruction: recorded points, near road, densified surfaces, sky.
+
+Structure from motion sees little of a road and nothing of a sky, and starts metres ahead of the first
+camera. So the points are completed in three ways, each coloured from the frames: the depth of the
+projected points is interpolated over the frames between them, the road plane under the drive is sown
+with points, and a cube map takes what is infinitely far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.gaussians import Gaussians, Provenance
+from faithfusion_studio.scene import (
+    Capture,
+    ConstantSky,
+    CubemapSky,
+    cubemap_lookup,
+    pixel_directions,
+)
+from faithfusion_studio.transforms import rgb_to_sh0
+
+
+class InitializationError(StudioError):
+    """A capture that holds too little to start from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """Coloured points to start from."""
+
+    xyz: Float32[Tensor, "M 3"]
+    rgb: Float32[Tensor, "M 3"]
+
+
+def initial_gaussians(
+    capture: Capture, *, seed: int, sh_degree: int, limit: int
+) -> tuple[Gaussians, float]:
+    """Gaussians to start a reconstruction from, and the scene's extent.
+
+    Args:
+        capture: Frames with poses, and points where the recording has them.
+        seed: Of the random choices.
+        sh_degree: Bands to allocate; the higher ones start at zero.
+        limit: At most this many Gaussians.
+
+    Returns:
+        The Gaussians (world frame) and the extent in m that position learning rates are scaled by.
+
+    Raises:
+        InitializationError: Neither points nor a usable ground plane could be found.
+    """
+    generator = np.random.default_rng(seed)
+    images = _thumbnails(capture)
+    recorded = _recorded_points(capture)
+    surfaces = _interpolated_surfaces(capture, recorded, images, generator, limit // 3)
+    road = _road_points(capture, recorded, images, generator)
+    parts = [p for p in (recorded, surfaces, road) if len(p.xyz)]
+    if not parts:
+        raise InitializationError(
+            "the capture has no 3D points and no ground could be fitted under its path; "
+            "give it COLMAP points, a points3d.ply or laser sweeps."
+        )
+    xyz, rgb = torch.cat([p.xyz for p in parts]), torch.cat([p.rgb for p in parts])
+    if len(xyz) > limit:
+        keep = torch.from_numpy(generator.choice(len(xyz), limit, replace=False))
+        xyz, rgb = xyz[keep], rgb[keep]
+    centres = capture.trajectory.camtoworlds[:, :3, 3]
+    spread = float((centres - centres.mean(0)).norm(dim=-1).max())
+    extent = max(1.1 * spread, 5.0)
+    return _as_gaussians(xyz, rgb, sh_degree, extent), extent
+
+
+def _as_gaussians(xyz: Tensor, rgb: Tensor, sh_degree: int, extent: float) -> Gaussians:
+    count = len(xyz)
+    spacing = neighbour_distance(xyz).clamp(0.005, 0.1 * extent)
+    return Gaussians(
+        means=xyz.contiguous(),
+        log_scales=spacing.log()[:, None].repeat(1, 3),
+        quats=torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
+        logit_opacities=torch.full((count,), -1.4),
+        sh0=rgb_to_sh0(rgb)[:, None, :].contiguous(),
+        shN=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+        provenance=torch.full((count,), int(Provenance.RECORDED), dtype=torch.uint8),
+    )
+
+
+def neighbour_distance(xyz: Float[Tensor, "M 3"]) -> Float32[Tensor, "M"]:
+    """Mean distance of each point to its three nearest neighbours, m."""
+    from scipy.spatial import cKDTree
+
+    points = xyz.numpy()
+    count = min(4, len(points))
+    if count < 2:
+        return torch.full((len(points),), 0.1)
+    distance, _ = cKDTree(points).query(points, k=count, workers=2)
+    return torch.from_numpy(distance[:, 1:].mean(1).astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------- the parts
+
+
+def _thumbnails(capture: Capture, width: int = 480) -> list[Tensor]:
+    """Every frame, small, for colours."""
+    result = []
+    for frame in capture.frames:
+        camera = frame.camera
+        factor = min(1.0, width / camera.width)
+        size = (max(1, round(camera.width * factor)), max(1, round(camera.height * factor)))
+        result.append(frame.image(size))
+    return result
+
+
+def _recorded_points(capture: Capture) -> Seeds:
+    if capture.points is None or not len(capture.points.xyz):
+        return Seeds(torch.zeros(0, 3), torch.zeros(0, 3))
+    xyz = capture.points.xyz
+    centres = capture.trajectory.camtoworlds[:, :3, 3].to(torch.float32)
+    nearest = torch.cdist(xyz, centres).amin(1)
+    keep = torch.isfinite(xyz).all(1) & (nearest < 300.0)
+    return Seeds(xyz[keep], capture.points.rgb[keep].to(torch.float32) / 255)
+
+
+def _project(
+    capture: Capture, index: int, xyz: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Pixel positions [M, 2] on a grid of `size` and depths [M] of world points in frame `index`."""
+    camera = capture.frames[index].camera.resized(*size)
+    view = camera.viewmat.to(torch.float32)
+    local = xyz @ view[:3, :3].T + view[:3, 3]
+    depth = local[:, 2]
+    K = camera.K.to(torch.float32)
+    safe = depth.clamp(min=1e-3)
+    u = K[0, 0] * local[:, 0] / safe + K[0, 2]
+    v = K[1, 1] * local[:, 1] / safe + K[1, 2]
+    return torch.stack([u, v], -1), depth
+
+
+def _lift(capture: Capture, index: int, uv: Tensor, depth: Tensor, size: tuple[int, int]) -> Tensor:
+    camera = capture.frames[index].camera.resized(*size)
+    K, pose = camera.K.to(torch.float32), camera.camtoworld.to(torch.float32)
+    x = (uv[:, 0] - K[0, 2]) / K[0, 0] * depth
+    y = (uv[:, 1] - K[1, 2]) / K[1, 1] * depth
+    return torch.stack([x, y, depth], -1) @ pose[:3, :3].T + pose[:3, 3]
+
+
+def _colors(image: Tensor, uv: Tensor) -> Tensor:
+    u = uv[:, 0].long().clamp(0, image.shape[1] - 1)
+    v = uv[:, 1].long().clamp(0, image.shape[0] - 1)
+    return image[v, u]
+
+
+def _interpolated_surfaces(
+    capture: Capture,
+    points: Seeds,
+    images: list[Tensor],
+    generator: np.random.Generator,
+    limit: int,
+) -> Seeds:
+    """Random pixels lifted to the depth interpolated (in 1/z) from the recorded points around them."""
+    from scipy.spatial import cKDTree
+
+    chosen = range(0, len(capture), max(1, len(capture) // 24))
+    per_frame = limit // max(1, len(chosen))
+    xyz, rgb = [], []
+    for index in chosen if len(points.xyz) >= 50 else ():
+        image = images[index]
+        height, width = image.shape[:2]
+        uv, depth = _project(capture, index, points.xyz, (width, height))
+        inside = (
+            (depth > 1)
+            & (uv[:, 0] >= 0)
+            & (uv[:, 0] < width)
+            & (uv[:, 1] >= 0)
+            & (uv[:, 1] < height)
+        )
+        if int(inside.sum()) < 20:
+            continue
+        tree = cKDTree(uv[inside].numpy())
+        query = generator.uniform((0, 0), (width, height), (per_frame, 2)).astype(np.float32)
+        distance, near = tree.query(query, k=4, distance_upper_bound=0.06 * width)
+        found = np.isfinite(distance).all(1)
+        inverse = 1 / depth[inside].numpy()[near[found]]
+        weight = 1 / (distance[found] + 1.0) ** 2
+        mean = (inverse * weight).sum(1) / weight.sum(1)
+        agree = np.abs(inverse - mean[:, None]).max(1) < 0.25 * mean
+        pixels = torch.from_numpy(query[found][agree])
+        z = torch.from_numpy((1 / mean[agree]).astype(np.float32))
+        xyz.append(_lift(capture, index, pixels, z, (width, height)))
+        rgb.append(_colors(image, pixels))
+    if not xyz:
+        return Seeds(torch.zeros(0, 3), torch.zeros(0, 3))
+    return Seeds(torch.cat(xyz), torch.cat(rgb))
+
+
+def camera_height(capture: Capture, points: Seeds) -> float | None:
+    """Height of the cameras above the road, m; None where the points show no ground.
+
+    The mode of how far points near the path lie below the camera that passes them.
+    """
+    if not len(points.xyz):
+        return None
+    egos = capture.trajectory.ego_to_worlds.to(torch.float32)
+    inverse = torch.linalg.inv(egos)
+    heights = []
+    for index in range(0, len(egos), max(1, len(egos) // 30)):
+        local = points.xyz @ inverse[index, :3, :3].T + inverse[index, :3, 3]
+        near = (local[:, 0] > 2) & (local[:, 0] < 18) & (local[:, 1].abs() < 4)
+        heights.append(-local[near, 2])
+    below = torch.cat(heights)
+    below = below[(below > 0.8) & (below < 3.5)]
+    if len(below) < 100:
+        return None
+    counts = torch.histc(below, bins=54, min=0.8, max=3.5)
+    centre = 0.8 + (int(counts.argmax()) + 0.5) * 0.05
+    return float(below[(below - centre).abs() < 0.1].median())
+
+
+def _road_points(
+    capture: Capture, points: Seeds, images: list[Tensor], generator: np.random.Generator
+) -> Seeds:
+    """Points on the road plane under the drive, coloured by the frame that sees them best."""
+    height = camera_height(capture, points)
+    if height is None:
+        return Seeds(torch.zeros(0, 3), torch.zeros(0, 3))
+    egos = capture.trajectory.ego_to_worlds.to(torch.float32)
+    xyz, rgb = [], []
+    travelled, last = 3.0, egos[0, :3, 3]
+    for index in range(len(egos)):
+        travelled += float((egos[index, :3, 3] - last).norm())
+        last = egos[index, :3, 3]
+        final = index == len(egos) - 1
+        if travelled < 2.0 and not final:
+            continue
+        reach = 40.0 if final else 9.0
+        count = int((600 if final else 60) * max(travelled, 1.0))
+        local = np.stack(
+            [
+                generator.uniform(3.0, 3.0 + reach, count),
+                generator.uniform(-9, 9, count),
+                np.full(count, -height),
+            ],
+            -1,
+        )
+        world = (
+            torch.from_numpy(local.astype(np.float32)) @ egos[index, :3, :3].T + egos[index, :3, 3]
+        )
+        size = (images[index].shape[1], images[index].shape[0])
+        uv, depth = _project(capture, index, world, size)
+        seen = (depth > 1) & (uv >= 0).all(1) & (uv[:, 0] < size[0]) & (uv[:, 1] < size[1])
+        xyz.append(world[seen])
+        rgb.append(_colors(images[index], uv[seen]))
+        travelled = 0.0
+    return Seeds(torch.cat(xyz), torch.cat(rgb))
+
+
+def initial_sky(capture: Capture, resolution: int) -> CubemapSky:
+    """A cube map of the brightest-quarter colours seen above the horizon, the rest their mean."""
+    texels = 6 * resolution * resolution
+    total, count = torch.zeros(texels, 3), torch.zeros(texels)
+    for index in range(0, len(capture), max(1, len(capture) // 16)):
+        camera = capture.frames[index].camera
+        camera = camera.scaled(min(1.0, 160 / camera.width))
+        image = capture.frames[index].image((camera.width, camera.height)).reshape(-1, 3)
+        directions = pixel_directions(camera).reshape(-1, 3)
+        up = capture.trajectory.ego_to_worlds[index, :3, 2].to(torch.float32)
+        above = directions @ up > 0.02
+        lookup, weight = cubemap_lookup(directions[above], resolution)
+        for corner in range(4):
+            total.index_add_(0, lookup[:, corner], image[above] * weight[:, corner, None])
+            count.index_add_(0, lookup[:, corner], weight[:, corner])
+    seen = count > 1e-3
+    mean = total[seen] / count[seen, None]
+    if not len(mean):
+        color = ConstantSky(torch.tensor([0.6, 0.7, 0.8])).color
+    else:
+        color = mean[mean.sum(1).argsort(descending=True)[: max(1, len(mean) // 4)]].mean(0)
+    result = color.expand(texels, 3).clone()
+    result[seen] = mean
+    return CubemapSky(result.reshape(6, resolution, resolution, 3).contiguous())

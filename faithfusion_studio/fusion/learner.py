@@ -1,0 +1,170 @@
+"""One optimisation step on one view: render, compare, back-propagate, move.
+
+Shared by reconstruction and distillation; knows neither where a view came from nor what happens next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.losses import TrainingView, image_loss, shape_loss
+from faithfusion_studio.fusion.parameters import GaussianParameters
+from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
+from faithfusion_studio.gaussians import concatenate
+from faithfusion_studio.render.views import apply_exposure
+from faithfusion_studio.scene import CubemapSky, Scene, cubemap_lookup, pixel_directions
+
+if TYPE_CHECKING:
+    from faithfusion_studio.render.rasterization import RasterizationMeta
+
+TRANSPARENT = 1 / 255
+"""Remaining transmittance below which a pixel's sky cannot change a byte of its colour."""
+
+
+class Learner:
+    """The parameters of a scene in training and one step on them.
+
+    Args:
+        scene: Start values. The background, a cube-map sky and the exposure table are learned; rigid nodes
+            are drawn as they are.
+        rates: Adam step sizes.
+        weights: Loss weights.
+        extent: Scene extent, m; scales the position rate.
+        learn_sky: Whether sky and exposure are moved too.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        rates: LearningRates,
+        weights: LossWeights,
+        *,
+        extent: float,
+        learn_sky: bool = True,
+    ) -> None:
+        self._scene = scene
+        self.weights = weights
+        self.extent = extent
+        self.parameters = GaussianParameters(
+            scene.background, rates, means_rate=rates.means * extent
+        )
+        self._sky: torch.nn.Parameter | None = None
+        self._exposures: torch.nn.Parameter | None = None
+        groups = []
+        if learn_sky and isinstance(scene.sky, CubemapSky):
+            self._sky = torch.nn.Parameter(scene.sky.texels.detach().clone())
+            groups.append({"params": [self._sky], "lr": rates.sky})
+        if learn_sky and scene.exposures is not None:
+            self._exposures = torch.nn.Parameter(scene.exposures.detach().clone())
+            groups.append({"params": [self._exposures], "lr": rates.exposure})
+        self._others = torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
+
+    def snapshot(self) -> Scene:
+        """A frozen copy of the scene as it is now; its stored evidence is dropped, being of older rows."""
+        sky, exposures = self._scene.sky, self._scene.exposures
+        if self._sky is not None:
+            sky = CubemapSky(self._sky.detach().clone())
+        if self._exposures is not None:
+            exposures = self._exposures.detach().clone()
+        return replace(
+            self._scene,
+            background=self.parameters.snapshot(),
+            sky=sky,
+            exposures=exposures,
+            fisher=None,
+        )
+
+    def render(
+        self, camera: Camera, sh_degree: int, *, absgrad: bool = False
+    ) -> tuple[Float32[Tensor, "H W 3"], Float32[Tensor, "H W"], RasterizationMeta]:
+        """Differentiable colour (sky included, not clamped), opacity, and the rasteriser's lists."""
+        from faithfusion_studio.render.rasterization import rasterization
+
+        p = self.parameters
+        means, quats = p["means"], p["quats"]
+        scales, opacities = p["log_scales"].exp(), torch.sigmoid(p["logit_opacities"])
+        bands = (sh_degree + 1) ** 2 - 1
+        colors = torch.cat([p["sh0"], p["shN"][:, :bands]], dim=1)
+        placed = self._placed_nodes(camera.time, sh_degree)
+        if placed is not None:
+            means, quats = torch.cat([means, placed.means]), torch.cat([quats, placed.quats])
+            scales = torch.cat([scales, placed.scales])
+            opacities = torch.cat([opacities, placed.opacities])
+            colors = torch.cat([colors, placed.sh])
+        rendered, alphas, meta = rasterization(
+            means,
+            quats,
+            scales,
+            opacities,
+            colors,
+            camera.viewmat.to(torch.float32)[None],
+            camera.K.to(torch.float32)[None],
+            camera.width,
+            camera.height,
+            near_plane=0.05,
+            sh_degree=sh_degree,
+            absgrad=absgrad,
+        )
+        alpha = alphas[0, :, :, 0]
+        rgb = rendered[0] + (1 - alpha)[..., None] * self._sky_behind(camera, alpha)
+        return rgb, alpha, meta
+
+    def _placed_nodes(self, time: float, sh_degree: int):
+        poses = [(node, node.pose_at(time)) for node in self._scene.nodes]
+        parts = [node.gaussians.transformed(pose) for node, pose in poses if pose is not None]
+        return concatenate(parts).with_sh_degree(sh_degree) if parts else None
+
+    def _sky_behind(self, camera: Camera, alpha: Tensor) -> Float[Tensor, "H W 3"]:
+        """Sky radiance where the pixel is not opaque; zero elsewhere."""
+        directions = pixel_directions(camera)
+        through = (1 - alpha.detach()) > TRANSPARENT
+        image = torch.zeros_like(directions)
+        if self._sky is None:
+            if self._scene.sky is None:
+                return image
+            image[through] = self._scene.sky.radiance(directions[through])
+            return image
+        index, weight = cubemap_lookup(directions[through], self._sky.shape[1])
+        values = (self._sky.reshape(-1, 3)[index] * weight[..., None]).sum(-2)
+        return image.index_put(through.nonzero(as_tuple=True), values)
+
+    def step(self, view: TrainingView, sh_degree: int) -> tuple[float, RasterizationMeta]:
+        """One step; a non-finite loss or gradient moves nothing.
+
+        Returns:
+            The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
+        """
+        rgb, _, meta = self.render(view.camera, sh_degree, absgrad=True)
+        if view.exposure_index >= 0 and self._exposures is not None:
+            rgb = apply_exposure(rgb, self._exposures[view.exposure_index])
+        loss = image_loss(rgb, view.image, view.weight, self.weights)
+        loss = loss + shape_loss(
+            self.parameters["log_scales"],
+            self.parameters["logit_opacities"],
+            self.weights,
+            0.01 * self.extent,
+        )
+        if self._exposures is not None:
+            identity = torch.eye(3, 4)
+            loss = loss + 0.1 * ((self._exposures.mean(0) - identity) ** 2).sum()
+        loss.backward()
+        gradients = [self.parameters[k].grad for k in ("means", "log_scales", "sh0")]
+        if not all(torch.isfinite(g.sum()) for g in [loss.detach(), *gradients] if g is not None):
+            self._drop_gradients()
+            return float("nan"), meta
+        self.parameters.step()
+        if self._others is not None:
+            self._others.step()
+            self._others.zero_grad(set_to_none=True)
+        return float(loss.detach()), meta
+
+    def _drop_gradients(self) -> None:
+        self.parameters.optimizer.zero_grad(set_to_none=True)
+        if self._others is not None:
+            self._others.zero_grad(set_to_none=True)

@@ -1,0 +1,110 @@
+"""Losses of one training view; the weight of each pixel was decided when the view was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.schedule import LossWeights, Weighting
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingView:
+    """An image to learn from, and how much each of its pixels is believed."""
+
+    camera: Camera
+    image: Float32[Tensor, "H W 3"]
+    weight: Float32[Tensor, "H W"] | None = None
+    """0..1 per pixel; None means 1 everywhere."""
+    exposure_index: int = -1
+    """Row of the exposure table, -1 for a view rendered without correction."""
+    source: str = "recorded"
+    """"recorded" or "repaired"."""
+
+
+def eig_weight(
+    calibrated_eig: Float32[Tensor, "H W"],
+    confidence: Float32[Tensor, "H W"],
+    weighting: Weighting = "eig",
+) -> Float32[Tensor, "H W"]:
+    """How much a repaired pixel is believed, in [0, 1].
+
+    Args:
+        calibrated_eig: [H, W] in [0, 1]; what there is to learn at the pixel.
+        confidence: [H, W] in [0, 1]; how sure the repairer is.
+        weighting: "eig" is proportional to the calibrated EIG (the paper's lambda_EIG); "tiers" are the
+            four steps 0.1/0.3/0.7/1 of the released code, placed at 1/4, 1/2 and 3/4 of the calibrated
+            range because its own edges are scene-dependent; "uniform" believes every pixel alike.
+    """
+    if weighting == "uniform":
+        trust = torch.ones_like(calibrated_eig)
+    elif weighting == "tiers":
+        edges = torch.tensor([0.25, 0.5, 0.75], device=calibrated_eig.device)
+        levels = torch.tensor([0.1, 0.3, 0.7, 1.0], device=calibrated_eig.device)
+        trust = levels[torch.bucketize(calibrated_eig, edges, right=True)]
+    else:
+        trust = calibrated_eig.clamp(0, 1)
+    return trust * confidence.clamp(0, 1)
+
+
+def _window(channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    x = torch.arange(11, dtype=torch.float32, device=device) - 5
+    g = torch.exp(-(x**2) / (2 * 1.5**2))
+    g = (g / g.sum()).expand(channels, 1, 11)
+    return g[:, :, None, :].contiguous(), g[:, :, :, None].contiguous()
+
+
+def ssim_map(a: Float[Tensor, "H W 3"], b: Float[Tensor, "H W 3"]) -> Float[Tensor, "H W"]:
+    """SSIM per pixel, 11x11 Gaussian window of sigma 1.5, zero padding, data range 1.
+
+    Source: Wang et al. 2004, with the window of the 3DGS training code.
+    """
+    x, y = a.permute(2, 0, 1), b.permute(2, 0, 1)
+    stacked = torch.cat([x, y, x * x, y * y, x * y])[None]
+    row, column = _window(15, a.device)
+    blurred = conv2d(
+        conv2d(stacked, row, padding=(0, 5), groups=15), column, padding=(5, 0), groups=15
+    )
+    mx, my, xx, yy, xy = blurred[0].split(3)
+    vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    value = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return value.mean(0)
+
+
+def image_loss(
+    rendered: Float[Tensor, "H W 3"],
+    image: Float[Tensor, "H W 3"],
+    weight: Float[Tensor, "H W"] | None,
+    weights: LossWeights,
+) -> Float[Tensor, ""]:
+    """(1 - s) L1 + s (1 - SSIM), each pixel weighted; a weight of zero gives exactly zero gradient."""
+    if weight is not None:
+        # Pixels that do not count must not reach their neighbours through the SSIM window either.
+        rendered = torch.where(weight[..., None] > 0, rendered, image)
+    error = (rendered - image).abs().mean(-1)
+    dissimilarity = 1 - ssim_map(rendered, image)
+    total = (1 - weights.ssim) * error + weights.ssim * dissimilarity
+    return total.mean() if weight is None else (total * weight).mean()
+
+
+def shape_loss(
+    log_scales: Float[Tensor, "N 3"],
+    logit_opacities: Float[Tensor, "N"],
+    weights: LossWeights,
+    voxel: float,
+) -> Float[Tensor, ""]:
+    """Regularisers on the Gaussians themselves: opacity, size in units of `voxel` (m), aspect ratio."""
+    scales = log_scales.exp()
+    ordered = scales.sort(dim=-1).values
+    too_long = torch.relu(ordered[:, 2] / ordered[:, 1].clamp(min=1e-9) - weights.max_aspect)
+    return (
+        weights.opacity * torch.sigmoid(logit_opacities).mean()
+        + weights.scale * (scales / voxel).clamp(max=100).mean()
+        + weights.shape * too_long.clamp(max=100).mean()
+    )

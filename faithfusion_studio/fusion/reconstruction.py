@@ -1,0 +1,174 @@
+"""From a recording to a scene: one readable loop, as a generator that yields after every step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.densify import GradientDensify, initial_state
+from faithfusion_studio.fusion.initialize import initial_gaussians, initial_sky
+from faithfusion_studio.fusion.learner import Learner
+from faithfusion_studio.fusion.losses import TrainingView
+from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
+from faithfusion_studio.scene import Capture, Scene
+
+DENSIFY_FROM, DENSIFY_UNTIL, DENSIFY_TIMES = 0.06, 0.6, 32
+COARSE_UNTIL = 0.25
+"""Share of the schedule that trains at half the training resolution."""
+
+
+@dataclass(frozen=True)
+class ReconstructionReport:
+    """What a reconstruction reached; PSNR is the mean over frames at the training resolution."""
+
+    steps: int
+    seconds: float
+    gaussians: int
+    psnr_train: float
+    """dB, with each frame's fitted exposure."""
+    psnr_holdout: float
+    """dB, frames never trained on, no exposure; NaN where nothing was held out."""
+
+
+class Reconstruction:
+    """Trains Gaussians on a capture.
+
+    Args:
+        capture: Frames with poses; points help (see `initialize`).
+        config: See `ReconstructionConfig`.
+    """
+
+    def __init__(self, capture: Capture, config: ReconstructionConfig) -> None:
+        self.capture, self.config = capture, config
+        every = config.holdout_every
+        indices = range(len(capture))
+        self.holdout = [i for i in indices if every > 0 and i % every == every // 2]
+        self.holdout = self.holdout if len(self.holdout) < len(capture) else []
+        self.training = [i for i in indices if i not in set(self.holdout)]
+        self._random = np.random.default_rng(config.seed)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._images: dict[tuple[int, float], tuple[Camera, UInt8[Tensor, "H W 3"]]] = {}
+        self._steps_done, self._seconds = 0, 0.0
+        self._learner, self._densify = self._prepare()
+        self._state = initial_state(len(self._learner.parameters))
+
+    def _prepare(self) -> tuple[Learner, GradientDensify]:
+        config = self.config
+        trained = self.capture.select(self.training)
+        gaussians, extent = initial_gaussians(
+            trained,
+            seed=config.seed,
+            sh_degree=config.sh_degree,
+            limit=max(1000, int(0.7 * config.max_gaussians)),
+        )
+        exposures = torch.eye(3, 4).repeat(len(self.capture), 1, 1) if config.exposure else None
+        scene = Scene(
+            background=gaussians,
+            sky=initial_sky(trained, config.sky_resolution),
+            capture=self.capture,
+            exposures=exposures,
+        )
+        learner = Learner(scene, config.rates, config.weights, extent=extent)
+        return learner, GradientDensify(extent=extent, max_gaussians=config.max_gaussians)
+
+    def _view(self, index: int, factor: float) -> TrainingView:
+        """A recorded frame at a share of its recorded size; kept as bytes between uses."""
+        key = (index, factor)
+        if key not in self._images:
+            frame = self.capture.frames[index]
+            camera = frame.camera.scaled(factor)
+            pixels = frame.image((camera.width, camera.height))
+            self._images[key] = (camera, (pixels * 255 + 0.5).to(torch.uint8))
+        camera, pixels = self._images[key]
+        return TrainingView(camera, pixels.to(torch.float32) / 255, exposure_index=index)
+
+    def run(self) -> Iterator[Progress]:
+        """Train; stop consuming to stop early, whatever was learned stays in `scene()`."""
+        config, learner = self.config, self._learner
+        budget = math.inf if config.minutes is None else config.minutes * 60
+        densify_at = np.linspace(DENSIFY_FROM, DENSIFY_UNTIL, DENSIFY_TIMES).tolist()
+        order: list[int] = []
+        for step in range(config.steps):
+            started = time.monotonic()
+            done = max(step / config.steps, self._seconds / budget)
+            if done >= 1:
+                return
+            order = order or self._random.permutation(self.training).tolist()
+            factor = config.scale * (0.5 if done < COARSE_UNTIL else 1.0)
+            learner.parameters.set_rate(
+                "means", config.rates.means * learner.extent * math.exp(math.log(0.01) * done)
+            )
+            sh_degree = min(config.sh_degree, int(done * 4 * (config.sh_degree + 1)))
+            loss, meta = learner.step(self._view(order.pop(), factor), sh_degree)
+            if densify_at:
+                self._densify.observe(meta, self._state)
+                if done >= densify_at[0]:
+                    densify_at.pop(0)
+                    self._change_rows()
+            self._steps_done = step + 1
+            self._seconds += time.monotonic() - started
+            yield self._progress(loss, budget)
+
+    def _change_rows(self) -> None:
+        change = self._densify.update(self._learner.parameters, self._state, self._generator)
+        if change is not None:
+            self._state = initial_state(len(self._learner.parameters))
+
+    def _progress(self, loss: float, budget: float) -> Progress:
+        per_step = self._seconds / self._steps_done
+        left = min((self.config.steps - self._steps_done) * per_step, budget - self._seconds)
+        return Progress(
+            step=self._steps_done,
+            steps=self.config.steps,
+            loss=loss,
+            psnr_recorded=math.nan,
+            num_gaussians=len(self._learner.parameters),
+            num_generated=0,
+            seconds_left=max(left, 0.0),
+        )
+
+    def scene(self) -> Scene:
+        """The scene as learned so far, without evidence."""
+        metadata = {
+            "reconstruction": {
+                **asdict(self.config),
+                "steps_done": self._steps_done,
+                "seconds": round(self._seconds, 1),
+                "holdout": self.holdout,
+            },
+            "source": self.capture.source,
+            "licence": self.capture.licence,
+        }
+        return replace(self._learner.snapshot(), metadata=metadata)
+
+    def report(self, scene: Scene | None = None) -> ReconstructionReport:
+        """Measure trained and held-out frames (a fraction of a second per frame)."""
+        scene = scene or self.scene()
+        return ReconstructionReport(
+            steps=self._steps_done,
+            seconds=self._seconds,
+            gaussians=scene.num_gaussians,
+            psnr_train=self._mean_psnr(scene, self.training, exposed=True),
+            psnr_holdout=self._mean_psnr(scene, self.holdout, exposed=False),
+        )
+
+    def _mean_psnr(self, scene: Scene, indices: list[int], *, exposed: bool) -> float:
+        from faithfusion_studio.metrics import psnr
+        from faithfusion_studio.render.views import apply_exposure, render_view
+
+        values = []
+        for index in indices:
+            view = self._view(index, self.config.scale)
+            rgb = render_view(scene, view.camera).rgb
+            if exposed and scene.exposures is not None:
+                rgb = apply_exposure(rgb, scene.exposures[index]).clamp(0, 1)
+            values.append(psnr(rgb, view.image))
+        return float(np.mean(values)) if values else math.nan

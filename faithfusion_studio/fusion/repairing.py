@@ -1,0 +1,177 @@
+"""Render a shifted segment, find what is under-constrained, and repair it frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera, Segment, offset_laterally
+from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.scene import Scene
+
+if TYPE_CHECKING:
+    from faithfusion_studio.repair.base import Reference, Repairer
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedFrame:
+    """One frame of a shifted path, before and after repair."""
+
+    frame: int
+    """Index in the recorded trajectory."""
+    camera: Camera
+    rendered: Float32[Tensor, "H W 3"]
+    repaired: Float32[Tensor, "H W 3"]
+    depth: Float32[Tensor, "H W"]
+    """Depth of the repaired pixels where the repairer knows it, else of the render; m along z, 0 = none."""
+    eig: Float32[Tensor, "H W"]
+    """Nats, before the repair."""
+    calibrated: Float32[Tensor, "H W"]
+    ucr: Bool[Tensor, "H W"]
+    confidence: Float32[Tensor, "H W"]
+    pixel_provenance: UInt8[Tensor, "H W"]
+    """0 render, 1 reprojected, 2 generated."""
+    accepted: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hpr_changed(self) -> int:
+        """High-precision pixels that differ from the render; always 0."""
+        return int(((self.rendered != self.repaired).any(-1) & ~self.ucr).sum())
+
+
+def working_scale(scene: Scene) -> float:
+    """Resolution to repair and learn at, over the recorded one: that of the reconstruction."""
+    trained = scene.metadata.get("reconstruction", {})
+    if "scale" in trained:
+        return float(trained["scale"])
+    return min(1.0, 640 / scene.trajectory.cameras[0].width)
+
+
+def repair_stage(
+    scene: Scene, stage: Stage, repairer: Repairer, *, size: tuple[int, int] | None = None
+) -> Iterator[RepairedFrame]:
+    """Repair every frame of a stage; stop iterating to cancel.
+
+    Args:
+        scene: Needs a recording and stored evidence.
+        stage: Segment, lateral offset and threshold.
+        repairer: What fills the under-constrained regions.
+        size: Width and height to work at; None takes the resolution the scene was trained at.
+
+    Raises:
+        TrajectoryError: The segment is outside the drive.
+        MissingFisherError: The scene has no evidence to compute EIG from.
+    """
+    path = offset_laterally(scene.trajectory.segment(Segment(*stage.segment)), stage.lateral_offset)
+    window = len(path) if repairer.info.video else 1
+    references = _References(scene, size)
+    for start in range(0, len(path), window):
+        cameras = path.cameras[start : start + window]
+        cameras = [_sized(camera, scene, size) for camera in cameras]
+        frames = range(stage.segment[0] + start, stage.segment[0] + start + len(cameras))
+        yield from _repair_window(scene, stage, repairer, cameras, frames, references)
+
+
+def _sized(camera: Camera, scene: Scene, size: tuple[int, int] | None) -> Camera:
+    return camera.scaled(working_scale(scene)) if size is None else camera.resized(*size)
+
+
+class _References:
+    """Recorded frames with the depth rendered at their poses, kept while the segment moves past them."""
+
+    def __init__(self, scene: Scene, size: tuple[int, int] | None) -> None:
+        self._scene, self._size = scene, size
+        self._cache: dict[int, Reference] = {}
+
+    def around(self, cameras: Sequence[Camera]) -> tuple[Reference, ...]:
+        from faithfusion_studio.repair import select_references
+
+        assert self._scene.capture is not None
+        candidates = self._scene.capture.trajectory.cameras
+        wanted = dict.fromkeys(
+            index for camera in cameras for index in select_references(camera, candidates)
+        )
+        self._cache = {index: self._get(index) for index in wanted}
+        return tuple(self._cache.values())
+
+    def _get(self, index: int) -> Reference:
+        if index in self._cache:
+            return self._cache[index]
+        from faithfusion_studio.render.views import apply_exposure, render_view
+        from faithfusion_studio.repair import Reference
+
+        assert self._scene.capture is not None
+        frame = self._scene.capture.frames[index]
+        camera = _sized(frame.camera, self._scene, self._size)
+        view = render_view(self._scene, camera)
+        image = frame.image((camera.width, camera.height))
+        if self._scene.exposures is not None:
+            image = apply_exposure(image, _inverse_exposure(self._scene.exposures[index])).clamp(
+                0, 1
+            )
+        mask = frame.mask((camera.width, camera.height))
+        return Reference(
+            image=image, depth=view.depth, alpha=view.alpha, camera=camera, dynamic_mask=mask
+        )
+
+
+def _inverse_exposure(exposure: Float32[Tensor, "3 4"]) -> Float32[Tensor, "3 4"]:
+    """The correction that takes a recorded frame to the scene's own colours."""
+    inverse = torch.linalg.inv(exposure[:, :3])
+    return torch.cat([inverse, -(inverse @ exposure[:, 3:])], dim=1)
+
+
+def _repair_window(
+    scene: Scene,
+    stage: Stage,
+    repairer: Repairer,
+    cameras: Sequence[Camera],
+    frames: range,
+    references: _References,
+) -> Iterator[RepairedFrame]:
+    from faithfusion_studio.information import eig_map, split_regions
+    from faithfusion_studio.render.views import rasterize_view
+    from faithfusion_studio.repair import RepairBatch, repair_batch
+
+    with torch.no_grad():
+        views = [rasterize_view(scene, camera) for camera in cameras]
+        maps = [eig_map(scene, c, view=v) for c, v in zip(cameras, views, strict=True)]
+        ucr = torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps])
+        batch = RepairBatch(
+            renders=torch.stack([view.rgb.clamp(0, 1) for view in views]),
+            alphas=torch.stack([view.alpha for view in views]),
+            depths=torch.stack([view.depth for view in views]),
+            eig=torch.stack([m.eig for m in maps]),
+            calibrated_eig=torch.stack([m.calibrated for m in maps]),
+            coverage=torch.stack([m.coverage for m in maps]),
+            ucr=ucr,
+            cameras=tuple(cameras),
+            references=references.around(cameras),
+            eig_threshold=stage.eig_threshold,
+        )
+        result = repair_batch(repairer, batch)
+    depth = batch.depths
+    if result.depth is not None:
+        depth = torch.where(result.depth > 0, result.depth, depth)
+    for i, frame in enumerate(frames):
+        rejected = result.rejected[i]
+        yield RepairedFrame(
+            frame=frame,
+            camera=cameras[i],
+            rendered=batch.renders[i],
+            repaired=result.rgb[i],
+            depth=depth[i],
+            eig=batch.eig[i],
+            calibrated=batch.calibrated_eig[i],
+            ucr=ucr[i],
+            confidence=result.confidence[i],
+            pixel_provenance=result.pixel_provenance[i],
+            accepted=rejected is None,
+            notes=result.notes if rejected is None else (*result.notes, rejected),
+        )

@@ -1,0 +1,121 @@
+"""The plans a user can look at and edit, as plain numbers; free of torch so that the CLI stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Weighting = Literal["eig", "tiers", "uniform"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One widening of the offset: which frames, how far, repaired by what, learned for how long."""
+
+    segment: tuple[int, int]
+    """Half-open range of recorded frames."""
+    lateral_offset: float
+    """m, + = left."""
+    engine: str = "reprojection"
+    """Key of `repair.REPAIRERS`."""
+    steps: int = 200
+    """Optimiser steps."""
+    weighting: Weighting = "eig"
+    """How much each repaired pixel is believed: `eig_weight` (paper), the release's four tiers, or 1."""
+    eig_threshold: float = 0.4
+    """tau on calibrated EIG; pixels at or above it may be repaired."""
+
+    @property
+    def label(self) -> str:
+        """For people: "+3 m, frames 10-30" (last frame included)."""
+        return f"{self.lateral_offset:+g} m, frames {self.segment[0]}-{self.segment[1] - 1}"
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam step sizes per parameter kind, per optimiser step."""
+
+    means: float = 1.6e-4
+    """m per metre of scene extent; decays exponentially to 1 % over a reconstruction."""
+    log_scales: float = 5e-3
+    quats: float = 1e-3
+    logit_opacities: float = 5e-2
+    sh0: float = 2.5e-3
+    shN: float = 1.25e-4
+    sky: float = 1e-2
+    exposure: float = 1e-3
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of one training view."""
+
+    ssim: float = 0.2
+    """Share of 1 - SSIM; the rest is L1."""
+    opacity: float = 0.005
+    """Mean opacity; raising it removes floaters and thins haze."""
+    scale: float = 0.005
+    """Mean of the standard deviations in units of the scene's voxel; raising it forbids blobs."""
+    shape: float = 0.02
+    """Penalty on Gaussians longer than `max_aspect` times their middle axis."""
+    max_aspect: float = 8.0
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """How a recording is turned into Gaussians."""
+
+    steps: int = 6000
+    """Optimiser steps at most."""
+    minutes: float | None = None
+    """Wall time at most, min; the schedule is stretched or cut to end in time."""
+    scale: float = 0.5
+    """Training resolution over recorded resolution."""
+    holdout_every: int = 8
+    """Every n-th frame is never trained on and only measured; 0 trains on all."""
+    seed: int = 0
+    sh_degree: int = 1
+    """Highest SH band; driving data sees each surface from few directions, so low is safer."""
+    max_gaussians: int = 150_000
+    """Densification stops here."""
+    sky_resolution: int = 64
+    """Texels along an edge of the sky cube map."""
+    exposure: bool = True
+    """Fit an affine colour correction per recorded frame."""
+    rates: LearningRates = field(default_factory=LearningRates)
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How repaired frames are distilled into an existing scene."""
+
+    replay: float = 0.5
+    """Share of steps that train on recorded frames instead of repaired ones."""
+    scale: float = 0.5
+    """Resolution of the recorded views replayed, over the recorded resolution."""
+    rate_scale: float = 0.4
+    """Factor on all learning rates relative to reconstruction."""
+    generated_confidence: float = 0.5
+    """Extra factor on pixels that were generated rather than reprojected."""
+    spawn: int = 20_000
+    """At most this many Gaussians are added where repaired pixels have no splats behind them."""
+    psnr_every: int = 25
+    """Measure recorded views every so many steps."""
+    rates: LearningRates = field(default_factory=LearningRates)
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long job stands after one step."""
+
+    step: int
+    steps: int
+    loss: float
+    psnr_recorded: float
+    """PSNR of recorded training views, dB; NaN where it was not measured at this step."""
+    num_gaussians: int
+    num_generated: int
+    seconds_left: float
+    message: str = ""
