@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class SceneError(StudioError):
 # ------------------------------------------------------------------------------------------ sky
 
 
+@runtime_checkable
 class Sky(Protocol):
     """What is seen where no Gaussian stops the ray."""
 
@@ -248,6 +249,8 @@ class Capture:
     source: str = ""
     """Where the recording came from, for people."""
     licence: str = ""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user about what was left out on reading."""
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -149,7 +149,7 @@ class Trainer:
                 self._densify.observe(meta, self._state)
                 if step % densify_every == 0 and step <= 0.7 * self.steps:
                     self._change_rows()
-            measure = step == 1 or step == self.steps or step % self.config.psnr_every == 0
+            measure = step in (1, self.steps) or step % self.config.psnr_every == 0
             psnr = self.psnr_recorded() if measure else math.nan
             spent += time.monotonic() - started
             provenance = self._learner.parameters.provenance
