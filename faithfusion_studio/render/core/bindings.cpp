@@ -1,0 +1,121 @@
+// Python face of the core: functions over contiguous float32 arrays; the interpreter lock is released while they work.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <memory>
+#include <optional>
+
+#include "kernels.h"
+#include "render.h"
+
+namespace nb = nanobind;
+using namespace ff;
+
+void bind_chain(nb::module_& m);
+
+namespace {
+
+using Array = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Input = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<int32_t, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+auto pointer(const std::optional<T>& array) -> decltype(array->data()) {
+    return array ? array->data() : nullptr;
+}
+
+Inputs inputs(const Input& means, const Input& quats, const Input& scales, const Input& opacities, const Input& colors,
+              int sh_degree, bool depth_channel, bool color_channels) {
+    Inputs in;
+    in.n = (int64_t)means.shape(0);
+    in.means = means.data();
+    in.quats = quats.data();
+    in.scales = scales.data();
+    in.opacities = opacities.data();
+    in.depth_channel = depth_channel;
+    if (!color_channels) return in;
+    in.colors = colors.data();
+    in.features = sh_degree >= 0 ? 3 : (int)colors.shape(1);
+    in.sh_degree = sh_degree;
+    in.sh_coefficients = sh_degree >= 0 ? (int)colors.shape(1) : 0;
+    return in;
+}
+
+std::unique_ptr<Frame> project(Input means, Input quats, Input scales, Input opacities, Input colors, Input viewmat, Input K,
+                               int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d,
+                               bool antialiased, int sh_degree, bool depth_channel, bool color_channels, int threads) {
+    Inputs in = inputs(means, quats, scales, opacities, colors, sh_degree, depth_channel, color_channels);
+    Options o{width, height, near_plane, far_plane, radius_clip, eps2d, antialiased};
+    auto frame = std::make_unique<Frame>();
+    nb::gil_scoped_release release;
+    project_frame(*frame, in, make_camera(viewmat.data(), K.data(), o), Work{threads, false});
+    return frame;
+}
+
+void blend(Frame& frame, Input colors, std::optional<Input> background, Array color, Array alpha, int threads) {
+    const float* bg = pointer(background);
+    if (frame.in.colors) frame.in.colors = colors.data();
+    nb::gil_scoped_release release;
+    blend_frame(frame, Work{threads, false}, bg, color.data(), alpha.data());
+}
+
+void backward(Frame& frame, Input means, Input quats, Input scales, Input opacities, Input colors, std::optional<Input> background,
+              Input v_color, Input v_alpha, Array g_means, Array g_quats, Array g_scales, Array g_opacities,
+              std::optional<Array> g_colors, std::optional<Array> g_viewmat, Array g_means2d, std::optional<Array> g_absgrad, int threads, bool deterministic) {
+    frame.in.means = means.data();
+    frame.in.quats = quats.data();
+    frame.in.scales = scales.data();
+    frame.in.opacities = opacities.data();
+    if (frame.in.colors) frame.in.colors = colors.data();
+    const float* bg = pointer(background);
+    Gradients g;
+    g.means = g_means.data();
+    g.quats = g_quats.data();
+    g.scales = g_scales.data();
+    g.opacities = g_opacities.data();
+    g.colors = pointer(g_colors);
+    g.viewmat = pointer(g_viewmat);
+    g.means2d = g_means2d.data();
+    g.absgrad = pointer(g_absgrad);
+    nb::gil_scoped_release release;
+    backward_frame(frame, Work{threads, deterministic}, bg, v_color.data(), v_alpha.data(), g.absgrad != nullptr, g);
+}
+
+// Writes the screen quantities of the visible Gaussians into [N, ...] arrays that hold zeros.
+void screen(const Frame& f, Array means2d, Array conics, Ints radii, Array depths, Array opacities, std::optional<Array> colors) {
+    float *m = means2d.data(), *q = conics.data(), *d = depths.data(), *o = opacities.data(), *rgb = pointer(colors);
+    int32_t* r = radii.data();
+    nb::gil_scoped_release release;
+    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    const float k = 2.0f / kLog2E;
+    for (int64_t c = 0; c < f.chunks; c++)
+        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++) {
+            const Record& record = f.records.as<Record>()[slot];
+            const int64_t i = f.gaussians.as<int32_t>()[slot];
+            m[2 * i] = record.mx, m[2 * i + 1] = record.my;
+            q[3 * i] = record.a * k, q[3 * i + 1] = record.b * k, q[3 * i + 2] = record.c * k;
+            r[2 * i] = f.radii.as<int32_t>()[2 * slot], r[2 * i + 1] = f.radii.as<int32_t>()[2 * slot + 1];
+            d[i] = record.depth;
+            o[i] = record.opacity;
+            if (rgb)
+                for (int ch = 0; ch < 3; ch++) rgb[3 * i + ch] = record.color[ch];
+        }
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    nb::set_leak_warnings(false);   // a frame that is alive at exit is no error
+    m.doc() = "Compiled CPU core: rasterisation and information passes over contiguous float32 arrays.";
+    nb::class_<Frame>(m, "Frame", "One camera's projected Gaussians and tile lists.")
+        .def_prop_ro("visible", [](const Frame& f) { return f.visible; })
+        .def_prop_ro("pairs", [](const Frame& f) { return f.pairs; });
+    m.def("instruction_set", [] { return kernels().name; });
+    m.def("project", &project);
+    m.def("blend", &blend);
+    m.def("backward", &backward);
+    m.def("screen", &screen);
+    bind_chain(m);
+}

@@ -1,0 +1,93 @@
+// Python face of the chain rules between screen records and parameters.
+#include "chain.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstring>
+
+#include "kernels.h"
+#include "render.h"
+
+namespace nb = nanobind;
+using namespace ff;
+
+namespace ff {
+namespace baseline { ChainKernels chain_table(); }
+#ifdef FF_X86
+namespace avx2 { ChainKernels chain_table(); }
+namespace avx512 { ChainKernels chain_table(); }
+#endif
+}  // namespace ff
+
+namespace {
+
+using Array = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Input = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Index = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+
+const ChainKernels& chain_kernels() {
+    static const ChainKernels table = [] {
+#ifdef FF_X86
+        if (!std::strcmp(kernels().name, "avx512")) return avx512::chain_table();
+        if (!std::strcmp(kernels().name, "avx2")) return avx2::chain_table();
+#endif
+        return baseline::chain_table();
+    }();
+    return table;
+}
+
+template <class T>
+auto optional(const nb::object& o) -> decltype(std::declval<T>().data()) {
+    return o.is_none() ? nullptr : nb::cast<T>(o).data();
+}
+
+// (means, quats, scales, sh, sh_degree, visible, rows, nodes, node_rotations, viewmat, K, width, height)
+ChainView make_view(const nb::tuple& t) {
+    ChainView v;
+    v.means = nb::cast<Input>(t[0]).data();
+    v.quats = nb::cast<Input>(t[1]).data();
+    v.scales = nb::cast<Input>(t[2]).data();
+    Input sh = nb::cast<Input>(t[3]);
+    v.sh = sh.data();
+    v.sh_coefficients = (int)sh.shape(1);
+    v.sh_degree = nb::cast<int>(t[4]);
+    Index visible = nb::cast<Index>(t[5]);
+    v.visible = visible.data();
+    v.count = (int64_t)visible.shape(0);
+    v.rows = optional<Index>(t[6]);
+    v.nodes = optional<Index>(t[7]);
+    v.node_rotations = optional<Input>(t[8]);
+    Options o{};
+    o.width = nb::cast<int>(t[11]);
+    o.height = nb::cast<int>(t[12]);
+    v.cam = make_camera(nb::cast<Input>(t[9]).data(), nb::cast<Input>(t[10]).data(), o);
+    return v;
+}
+
+void fisher_chain(nb::tuple view, Input information, Array blocks, Array sh_evidence, int threads) {
+    const ChainView v = make_view(view);
+    nb::gil_scoped_release release;
+    chain_kernels().fisher(v, threads, information.data(), blocks.data(), sh_evidence.data());
+}
+
+void factor_blocks(Input blocks, Input prior, bool diagonal, Array factors, int threads) {
+    const int64_t count = (int64_t)blocks.shape(0);
+    nb::gil_scoped_release release;
+    chain_kernels().factor(threads, count, blocks.data(), prior.data(), diagonal, factors.data());
+}
+
+void posterior_covariances(nb::tuple view, Input factors, nb::object sh_evidence, float sh_prior, float scale, Array out, int threads) {
+    const ChainView v = make_view(view);
+    const float* evidence = optional<Input>(sh_evidence);
+    nb::gil_scoped_release release;
+    chain_kernels().posterior(v, threads, factors.data(), evidence, sh_prior, scale, out.data());
+}
+
+}  // namespace
+
+void bind_chain(nb::module_& m) {
+    m.def("fisher_chain", &fisher_chain);
+    m.def("factor_blocks", &factor_blocks);
+    m.def("posterior_covariances", &posterior_covariances);
+}

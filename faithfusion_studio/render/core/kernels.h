@@ -1,0 +1,23 @@
+// The passes that exist once per instruction set, as a table chosen when the module is loaded.
+#pragma once
+#include "frame.h"
+
+namespace ff {
+
+struct Kernels {
+    const char* name;
+    void (*project)(Frame&, const Work&);
+    void (*load_colors)(Frame&, const Work&, int first_channel, int count);
+    // colour [H, W, stride] from `first`, alpha [H, W] or null; background [count] or null
+    void (*blend)(Frame&, const Work&, int count, const float* background, float* color, int stride, float* alpha);
+    // rows [workers][slots][kRow] are added to
+    void (*blend_backward)(const Frame&, const Work&, int count, const float* background, const float* v_color,
+                           int stride, const float* v_alpha, bool absgrad, float* rows);
+    void (*project_backward)(const Frame&, const Work&, const float* rows, const Gradients&);
+    void (*accumulate)(const Frame&, const Work&, const float* background, const float* weight, float* out);
+    void (*evaluate)(const Frame&, const Work&, const float* background, const float* covariances, float* out);
+};
+
+const Kernels& kernels();                      // the best for this machine, or FAITHFUSION_SIMD=baseline|avx2|avx512
+
+}  // namespace ff

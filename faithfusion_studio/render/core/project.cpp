@@ -1,0 +1,134 @@
+// World Gaussians -> screen records: projection, culling, colour. Sixteen at a time, in index order.
+#include <cfloat>
+
+#include "geometry.h"
+#include "harmonics.h"
+#include "kernels.h"
+
+namespace ff {
+namespace FF_ISA {
+
+static FF_INLINE void shade(const Frame& f, const Geometry& g, const int32_t* index, F color[3], uint32_t clamped[3]) {
+    const Inputs& in = f.in;
+    F d[3];
+    for (int k = 0; k < 3; k++) d[k] = g.m[k] - F(f.cam.origin[k]);
+    F inverse = F(1.0f) / sqrt(max(d[0] * d[0] + d[1] * d[1] + d[2] * d[2], F(1e-24f)));
+    F b[16];
+    sh_basis(in.sh_degree, d[0] * inverse, d[1] * inverse, d[2] * inverse, b);
+    int used = (in.sh_degree + 1) * (in.sh_degree + 1);
+    int64_t stride = (int64_t)in.sh_coefficients * 3;
+    for (int ch = 0; ch < 3; ch++) {
+        F c(0.5f);
+        for (int k = 0; k < used; k++) c = fma(b[k], load_indexed(in.colors + 3 * k + ch, stride, index), c);
+        clamped[ch] = bits(c < F(0.0f));
+        color[ch] = max(c, F(0.0f));
+    }
+}
+
+static int project_chunk(Frame& f, int64_t chunk) {
+    const Inputs& in = f.in;
+    const Camera& cam = f.cam;
+    const int64_t slot0 = chunk * kChunk;
+    Record* records = f.records.as<Record>() + slot0;
+    int32_t* gaussians = f.gaussians.as<int32_t>() + slot0;
+    int32_t* radii = f.radii.as<int32_t>() + 2 * slot0;
+    uint8_t* clamped_at = f.clamped.as<uint8_t>() + slot0;
+    const int64_t end = slot0 + kChunk < in.n ? slot0 + kChunk : in.n;
+    int kept = 0;
+    for (int64_t base = slot0; base < end; base += 16) {
+        const int count = end - base < 16 ? (int)(end - base) : 16;
+        alignas(64) int32_t index[16];
+        for (int l = 0; l < 16; l++) index[l] = (int32_t)(base + (l < count ? l : count - 1));
+        Geometry g;
+        for (int k = 0; k < 3; k++) g.m[k] = load_indexed(in.means + k, 3, index);
+        camera_position(cam, g);
+        F opacity = load_indexed(in.opacities, 1, index);
+        M ok = (g.t[2] >= F(cam.near_plane)) & (g.t[2] <= F(cam.far_plane)) & (opacity >= F(kAlphaMin)) &
+               from_bits((1u << count) - 1);
+        if (!any(ok)) continue;
+        geometry(cam, in, index, g);
+        F det0 = determinant(g.sxx, g.sxy, g.syy);
+        F sxx = g.sxx + F(cam.eps2d), syy = g.syy + F(cam.eps2d), sxy = g.sxy;
+        F det = determinant(sxx, sxy, syy);
+        if (cam.antialiased) opacity = opacity * sqrt(max(F(0.0f), det0 / det));
+        ok = ok & (det > F(0.0f)) & (det < F(FLT_MAX)) & (opacity >= F(kAlphaMin));
+        F mx = fma(F(cam.fx), g.t[0] * g.rz, F(cam.cx)), my = fma(F(cam.fy), g.t[1] * g.rz, F(cam.cy));
+        alignas(64) float opacities[16], log2o[16];
+        store(opacities, opacity);
+        for (int l = 0; l < 16; l++) log2o[l] = std::log2(opacities[l]);
+        F lo = load(log2o);
+        // extent^2 = 2 ln(255 opacity): where d.conic.d reaches it, alpha is 1/255.
+        F extent2 = max(F(2.0f / kLog2E) * (lo - F(kLog2AlphaMin)), F(0.0f));
+        F extent = min(F(3.33f), sqrt(extent2));
+        F rx = ceil(extent * sqrt(sxx)), ry = ceil(extent * sqrt(syy));
+        ok = ok & ((rx > F(cam.radius_clip)) | (ry > F(cam.radius_clip)));
+        ok = ok & (mx + rx > F(0.0f)) & (my + ry > F(0.0f)) & (mx - rx < F((float)cam.width)) & (my - ry < F((float)cam.height));
+        uint32_t mask = bits(ok);
+        if (!mask) continue;
+        F rdet = F(1.0f) / det, half(0.5f * kLog2E);
+        F e = fma(extent2, F(1.002f), F(1e-3f)), rsyy = F(1.0f) / syy;
+        F width2 = e * det * rsyy;
+        alignas(64) float out[16][16];
+        store(out[0], mx); store(out[1], my);
+        store(out[2], syy * rdet * half); store(out[3], -sxy * rdet * half); store(out[4], sxx * rdet * half);
+        store(out[5], lo); store(out[6], opacity); store(out[7], g.t[2]);
+        for (int k = 8; k < 12; k++) store(out[k], F(0.0f));
+        store(out[12], sxy * rsyy); store(out[13], width2); store(out[14], det * rsyy * rsyy);
+        store(out[15], sxy * sqrt(e / sxx));
+        uint32_t clamped[3] = {0, 0, 0};
+        if (in.sh_degree >= 0) {
+            F color[3];
+            shade(f, g, index, color, clamped);
+            for (int k = 0; k < 3; k++) store(out[8 + k], color[k]);
+        }
+        alignas(64) float r[2][16];
+        store(r[0], min(rx, F(1e9f))); store(r[1], min(ry, F(1e9f)));
+        for (; mask; mask &= mask - 1) {
+            int l = __builtin_ctz(mask);
+            float* record = (float*)(records + kept);
+            for (int k = 0; k < 16; k++) record[k] = out[k][l];
+            gaussians[kept] = (int32_t)(base + l);
+            radii[2 * kept] = (int32_t)r[0][l];
+            radii[2 * kept + 1] = (int32_t)r[1][l];
+            clamped_at[kept] = (uint8_t)((clamped[0] >> l & 1) | (clamped[1] >> l & 1) << 1 | (clamped[2] >> l & 1) << 2);
+            kept++;
+        }
+    }
+    return kept;
+}
+
+static void project(Frame& f, const Work& work) {
+    f.chunks = (f.in.n + kChunk - 1) / kChunk;
+    const int64_t slots = f.slots();
+    f.records.get<Record>(slots);
+    f.gaussians.get<int32_t>(slots);
+    f.radii.get<int32_t>(2 * slots);
+    f.clamped.get<uint8_t>(slots);
+    int32_t* counts = f.chunk_counts.get<int32_t>(f.chunks);
+    parallel_for(work.threads, f.chunks, [&](int, int64_t chunk) { counts[chunk] = project_chunk(f, chunk); });
+}
+
+// Fills record.color[0..count) with channels first.. of the features and, as the last channel, depth.
+static void load_colors(Frame& f, const Work& work, int first, int count) {
+    const Inputs& in = f.in;
+    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    if (in.sh_degree >= 0 && !in.depth_channel) return;
+    parallel_for(work.threads, f.chunks, [&](int, int64_t chunk) {
+        Record* records = f.records.as<Record>() + chunk * kChunk;
+        const int32_t* gaussians = f.gaussians.as<int32_t>() + chunk * kChunk;
+        for (int i = 0; i < counts[chunk]; i++)
+            for (int k = 0; k < count; k++) {
+                int channel = first + k;
+                if (channel == in.features) records[i].color[k] = records[i].depth;
+                else if (in.sh_degree < 0) records[i].color[k] = in.colors[(int64_t)gaussians[i] * in.features + channel];
+            }
+    });
+}
+
+void add_projection(Kernels& k) {
+    k.project = project;
+    k.load_colors = load_colors;
+}
+
+}  // namespace FF_ISA
+}  // namespace ff

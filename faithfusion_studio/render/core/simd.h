@@ -1,0 +1,180 @@
+// Sixteen float lanes (one 4x4 pixel block, or sixteen Gaussians) on whatever the target offers.
+// Each kernel file is compiled once per instruction set with FF_ISA naming the inner namespace.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#define FF_INLINE inline __attribute__((always_inline))
+
+namespace ff {
+namespace FF_ISA {
+
+#if defined(__AVX512F__)
+struct F {
+    __m512 v;
+    FF_INLINE F() {}
+    FF_INLINE F(float x) : v(_mm512_set1_ps(x)) {}
+    FF_INLINE explicit F(__m512 x) : v(x) {}
+};
+struct M {
+    __mmask16 m;
+};
+FF_INLINE F load(const float* p) { return F(_mm512_loadu_ps(p)); }
+FF_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+FF_INLINE F operator+(F a, F b) { return F(_mm512_add_ps(a.v, b.v)); }
+FF_INLINE F operator-(F a, F b) { return F(_mm512_sub_ps(a.v, b.v)); }
+FF_INLINE F operator*(F a, F b) { return F(_mm512_mul_ps(a.v, b.v)); }
+FF_INLINE F operator/(F a, F b) { return F(_mm512_div_ps(a.v, b.v)); }
+FF_INLINE F operator-(F a) { return F(_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))); }
+FF_INLINE F fma(F a, F b, F c) { return F(_mm512_fmadd_ps(a.v, b.v, c.v)); }
+FF_INLINE F min(F a, F b) { return F(_mm512_min_ps(a.v, b.v)); }
+FF_INLINE F max(F a, F b) { return F(_mm512_max_ps(a.v, b.v)); }
+FF_INLINE F sqrt(F a) { return F(_mm512_sqrt_ps(a.v)); }
+FF_INLINE F abs(F a) { return F(_mm512_abs_ps(a.v)); }
+FF_INLINE F ceil(F a) { return F(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)); }
+FF_INLINE M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+FF_INLINE M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+FF_INLINE M operator&(M a, M b) { return {(__mmask16)(a.m & b.m)}; }
+FF_INLINE M operator|(M a, M b) { return {(__mmask16)(a.m | b.m)}; }
+FF_INLINE M andnot(M a, M b) { return {(__mmask16)(a.m & ~b.m)}; }  // a and not b
+FF_INLINE bool any(M a) { return a.m != 0; }
+FF_INLINE uint32_t bits(M a) { return a.m; }
+FF_INLINE M from_bits(uint32_t b) { return {(__mmask16)b}; }
+FF_INLINE F select(M m, F a, F b) { return F(_mm512_mask_blend_ps(m.m, b.v, a.v)); }
+FF_INLINE F keep(M m, F a) { return F(_mm512_maskz_mov_ps(m.m, a.v)); }
+FF_INLINE float sum(F a) { return _mm512_reduce_add_ps(a.v); }
+FF_INLINE F exp2_scale(F mantissa, F whole) { return F(_mm512_scalef_ps(mantissa.v, whole.v)); }
+FF_INLINE F nearest(F a) { return F(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
+#else
+#if defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kParts = 16 / kLanes;
+typedef float vf __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
+#define FF_EACH for (int k = 0; k < kParts; k++)
+struct F {
+    vf v[kParts];
+    FF_INLINE F() {}
+    FF_INLINE F(float x) { FF_EACH v[k] = x - vf{}; }
+};
+struct M {
+    vi v[kParts];
+};
+FF_INLINE F load(const float* p) { F r; FF_EACH std::memcpy(&r.v[k], p + k * kLanes, sizeof(vf)); return r; }
+FF_INLINE void store(float* p, F a) { FF_EACH std::memcpy(p + k * kLanes, &a.v[k], sizeof(vf)); }
+FF_INLINE F operator+(F a, F b) { F r; FF_EACH r.v[k] = a.v[k] + b.v[k]; return r; }
+FF_INLINE F operator-(F a, F b) { F r; FF_EACH r.v[k] = a.v[k] - b.v[k]; return r; }
+FF_INLINE F operator*(F a, F b) { F r; FF_EACH r.v[k] = a.v[k] * b.v[k]; return r; }
+FF_INLINE F operator/(F a, F b) { F r; FF_EACH r.v[k] = a.v[k] / b.v[k]; return r; }
+FF_INLINE F operator-(F a) { F r; FF_EACH r.v[k] = -a.v[k]; return r; }
+FF_INLINE M operator<(F a, F b) { M r; FF_EACH r.v[k] = a.v[k] < b.v[k]; return r; }
+FF_INLINE M operator<=(F a, F b) { M r; FF_EACH r.v[k] = a.v[k] <= b.v[k]; return r; }
+FF_INLINE M operator&(M a, M b) { M r; FF_EACH r.v[k] = a.v[k] & b.v[k]; return r; }
+FF_INLINE M operator|(M a, M b) { M r; FF_EACH r.v[k] = a.v[k] | b.v[k]; return r; }
+FF_INLINE M andnot(M a, M b) { M r; FF_EACH r.v[k] = a.v[k] & ~b.v[k]; return r; }
+FF_INLINE F select(M m, F a, F b) { F r; FF_EACH r.v[k] = m.v[k] ? a.v[k] : b.v[k]; return r; }
+FF_INLINE F keep(M m, F a) { F r; FF_EACH r.v[k] = (vf)(m.v[k] & (vi)a.v[k]); return r; }
+FF_INLINE F abs(F a) { F r; FF_EACH r.v[k] = (vf)((vi)a.v[k] & 0x7fffffff); return r; }
+FF_INLINE F exp2_scale(F mantissa, F whole) {
+    F r;
+    FF_EACH r.v[k] = (vf)((vi)mantissa.v[k] + (__builtin_convertvector(whole.v[k], vi) << 23));
+    return r;
+}
+#if defined(__AVX2__)
+FF_INLINE F fma(F a, F b, F c) { F r; FF_EACH r.v[k] = _mm256_fmadd_ps(a.v[k], b.v[k], c.v[k]); return r; }
+FF_INLINE F min(F a, F b) { F r; FF_EACH r.v[k] = _mm256_min_ps(a.v[k], b.v[k]); return r; }
+FF_INLINE F max(F a, F b) { F r; FF_EACH r.v[k] = _mm256_max_ps(a.v[k], b.v[k]); return r; }
+FF_INLINE F sqrt(F a) { F r; FF_EACH r.v[k] = _mm256_sqrt_ps(a.v[k]); return r; }
+FF_INLINE F ceil(F a) { F r; FF_EACH r.v[k] = _mm256_ceil_ps(a.v[k]); return r; }
+FF_INLINE F nearest(F a) {
+    F r;
+    FF_EACH r.v[k] = _mm256_round_ps(a.v[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return r;
+}
+FF_INLINE uint32_t bits(M a) {
+    return (uint32_t)_mm256_movemask_ps((vf)a.v[0]) | (uint32_t)_mm256_movemask_ps((vf)a.v[1]) << 8;
+}
+FF_INLINE bool any(M a) { return !_mm256_testz_si256((__m256i)(a.v[0] | a.v[1]), (__m256i)(a.v[0] | a.v[1])); }
+#else
+FF_INLINE F fma(F a, F b, F c) { return a * b + c; }
+FF_INLINE F min(F a, F b) { return select(a < b, a, b); }
+FF_INLINE F max(F a, F b) { return select(b < a, a, b); }
+FF_INLINE F sqrt(F a) { F r; FF_EACH for (int l = 0; l < kLanes; l++) r.v[k][l] = std::sqrt(a.v[k][l]); return r; }
+FF_INLINE F ceil(F a) { F r; FF_EACH for (int l = 0; l < kLanes; l++) r.v[k][l] = std::ceil(a.v[k][l]); return r; }
+FF_INLINE F nearest(F a) {  // valid for |a| < 2^22, which is all the exponential needs
+    const F magic(12582912.0f);
+    return (a + magic) - magic;
+}
+#if defined(__SSE2__)
+FF_INLINE uint32_t bits(M a) {
+    uint32_t r = 0;
+    FF_EACH r |= (uint32_t)__builtin_ia32_movmskps((vf)a.v[k]) << (k * kLanes);
+    return r;
+}
+#else
+FF_INLINE uint32_t bits(M a) {
+    uint32_t r = 0;
+    FF_EACH for (int l = 0; l < kLanes; l++) r |= (uint32_t)(a.v[k][l] & 1) << (k * kLanes + l);
+    return r;
+}
+#endif
+FF_INLINE bool any(M a) {
+    typedef int64_t vl __attribute__((vector_size(16)));
+    vl o = (vl)(a.v[0] | a.v[1] | a.v[2] | a.v[3]);
+    return (o[0] | o[1]) != 0;
+}
+#endif
+FF_INLINE M from_bits(uint32_t b) {
+    M r;
+    FF_EACH for (int l = 0; l < kLanes; l++) r.v[k][l] = -(int32_t)((b >> (k * kLanes + l)) & 1);
+    return r;
+}
+FF_INLINE float sum(F a) {
+    vf t = a.v[0];
+    for (int k = 1; k < kParts; k++) t += a.v[k];
+    float r = 0;
+    for (int l = 0; l < kLanes; l++) r += t[l];
+    return r;
+}
+#endif
+
+FF_INLINE F& operator+=(F& a, F b) { return a = a + b; }
+FF_INLINE F& operator-=(F& a, F b) { return a = a - b; }
+FF_INLINE M operator>(F a, F b) { return b < a; }
+FF_INLINE M operator>=(F a, F b) { return b <= a; }
+FF_INLINE F clamp(F x, F lo, F hi) { return min(max(x, lo), hi); }
+
+// 2^x for |x| < 126 by a degree-5 polynomial on [-1/2, 1/2]; relative error below 2e-7.
+FF_INLINE F exp2(F x) {
+    F whole = nearest(x);
+    F f = x - whole;
+    F p = fma(f, F(1.339887440e-3f), F(9.618437357e-3f));
+    p = fma(p, f, F(5.550332549e-2f));
+    p = fma(p, f, F(2.402264791e-1f));
+    p = fma(p, f, F(6.931472057e-1f));
+    p = fma(p, f, F(1.0f));
+    return exp2_scale(p, whole);
+}
+
+// Lanes 0..count-1 of p[lane * stride]; the rest repeats the last one.
+FF_INLINE F load_strided(const float* p, int64_t stride, int count) {
+    alignas(64) float t[16];
+    for (int l = 0; l < 16; l++) t[l] = p[(l < count ? l : count - 1) * stride];
+    return load(t);
+}
+
+// p[index[lane] * stride].
+FF_INLINE F load_indexed(const float* p, int64_t stride, const int32_t* index) {
+    alignas(64) float t[16];
+    for (int l = 0; l < 16; l++) t[l] = p[index[l] * stride];
+    return load(t);
+}
+
+}  // namespace FF_ISA
+}  // namespace ff

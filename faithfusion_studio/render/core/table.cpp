@@ -1,0 +1,22 @@
+// The table of passes of one instruction set.
+#include "kernels.h"
+
+namespace ff {
+namespace FF_ISA {
+
+void add_projection(Kernels&);
+void add_blend(Kernels&);
+void add_blend_backward(Kernels&);
+void add_project_backward(Kernels&);
+
+Kernels table() {
+    Kernels k = {};
+    add_projection(k);
+    add_blend(k);
+    add_blend_backward(k);
+    add_project_backward(k);
+    return k;
+}
+
+}  // namespace FF_ISA
+}  // namespace ff

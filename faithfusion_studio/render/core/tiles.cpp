@@ -1,0 +1,136 @@
+// Depth order and tile lists: one stable radix sort of the Gaussians, then a stable counting sort into tiles.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "frame.h"
+
+namespace ff {
+namespace {
+
+struct Key {
+    uint32_t depth, slot;
+};
+
+uint32_t sortable(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+// Three stable passes of 11 bits over static ranges, one per thread: the order does not depend on the thread count.
+void radix_sort(Key* keys, Key* spare, int64_t n, int threads) {
+    constexpr int kBins = 2048;
+    const int parts = n < 16384 ? 1 : threads;
+    Buffer memory;
+    int64_t* histogram = memory.get<int64_t>((size_t)parts * kBins);
+    for (int shift = 0; shift < 33; shift += 11) {
+        parallel_for(threads, parts, [&](int, int64_t p) {
+            int64_t* h = histogram + p * kBins;
+            std::fill(h, h + kBins, 0);
+            for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++) h[keys[i].depth >> shift & (kBins - 1)]++;
+        });
+        int64_t total = 0;
+        for (int bin = 0; bin < kBins; bin++)
+            for (int p = 0; p < parts; p++) {
+                int64_t c = histogram[p * kBins + bin];
+                histogram[p * kBins + bin] = total;
+                total += c;
+            }
+        parallel_for(threads, parts, [&](int, int64_t p) {
+            int64_t* h = histogram + p * kBins;
+            for (int64_t i = n * p / parts; i < n * (p + 1) / parts; i++)
+                spare[h[keys[i].depth >> shift & (kBins - 1)]++] = keys[i];
+        });
+        std::swap(keys, spare);
+    }
+}
+
+// Calls visit(tile) for the tiles whose pixel centres the ellipse may touch.
+template <class Visit>
+inline void for_each_tile(const Frame& f, const Record& r, Visit&& visit) {
+    const float reach = std::sqrt(r.width2 / r.bend) + 0.01f;   // half height of the ellipse
+    const float y_first = std::max(0.0f, std::ceil(r.my - reach - 0.5f));
+    const float y_last = std::min((float)f.cam.height - 1, std::floor(r.my + reach - 0.5f));
+    if (!(y_first <= y_last)) return;
+    for (int row = (int)y_first / kTile; row <= (int)y_last / kTile; row++) {
+        const float top = row * kTile + 0.49f - r.my, bottom = row * kTile + 15.51f - r.my;
+        const float right_at = std::min(std::max(r.peak, top), bottom), left_at = std::min(std::max(-r.peak, top), bottom);
+        const float right2 = r.width2 - r.bend * right_at * right_at, left2 = r.width2 - r.bend * left_at * left_at;
+        if (right2 < 0 || left2 < 0) continue;
+        const float right = r.mx + r.slope * right_at + std::sqrt(right2), left = r.mx + r.slope * left_at - std::sqrt(left2);
+        const float x_first = std::max(0.0f, std::ceil(left - 0.51f));
+        const float x_last = std::min((float)f.cam.width - 1, std::floor(right - 0.49f));
+        if (!(x_first <= x_last)) continue;
+        const int64_t base = (int64_t)row * f.tiles_x;
+        for (int col = (int)x_first / kTile; col <= (int)x_last / kTile; col++) visit(base + col);
+    }
+}
+
+void sort_by_depth(Frame& f, const Work& work) {
+    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    Buffer starts_memory, keys_memory, spare_memory;
+    int64_t* starts = starts_memory.get<int64_t>(f.chunks + 1);
+    starts[0] = 0;
+    for (int64_t c = 0; c < f.chunks; c++) starts[c + 1] = starts[c] + counts[c];
+    f.visible = starts[f.chunks];
+    Key *keys = keys_memory.get<Key>(f.visible), *spare = spare_memory.get<Key>(f.visible);
+    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
+        const Record* records = f.records.as<Record>() + c * kChunk;
+        for (int i = 0; i < counts[c]; i++)
+            keys[starts[c] + i] = {sortable(records[i].depth), (uint32_t)(c * kChunk + i)};
+    });
+    radix_sort(keys, spare, f.visible, work.threads);
+    uint32_t* order = f.order.get<uint32_t>(f.visible);
+    for (int64_t i = 0; i < f.visible; i++) order[i] = spare[i].slot;   // three passes end in the spare array
+}
+
+}  // namespace
+
+void bin_tiles(Frame& f, const Work& work) {
+    f.tiles_x = (f.cam.width + kTile - 1) / kTile;
+    f.tiles_y = (f.cam.height + kTile - 1) / kTile;
+    const int64_t tiles = f.tiles();
+    sort_by_depth(f, work);
+    const uint32_t* order = f.order.as<uint32_t>();
+    const Record* records = f.records.as<Record>();
+    const int parts = f.visible < 4096 ? 1 : work.threads;
+    Buffer memory;
+    int64_t* histogram = memory.get<int64_t>((size_t)parts * tiles);
+    parallel_for(work.threads, parts, [&](int, int64_t p) {
+        int64_t* h = histogram + p * tiles;
+        std::fill(h, h + tiles, 0);
+        for (int64_t i = f.visible * p / parts, end = f.visible * (p + 1) / parts; i < end; i++) {
+            if (i + 16 < end) __builtin_prefetch(records + order[i + 16]);
+            for_each_tile(f, records[order[i]], [&](int64_t tile) { h[tile]++; });
+        }
+    });
+    int64_t *starts = f.tile_starts.get<int64_t>(tiles + 1), *batches = f.batch_starts.get<int64_t>(tiles + 1);
+    int64_t total = 0, batch_total = 0;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        starts[tile] = total;
+        batches[tile] = batch_total;
+        for (int p = 0; p < parts; p++) {
+            int64_t c = histogram[p * tiles + tile];
+            histogram[p * tiles + tile] = total;
+            total += c;
+        }
+        batch_total += (total - starts[tile] + kBatch - 1) / kBatch;
+    }
+    starts[tiles] = f.pairs = total;
+    batches[tiles] = batch_total;
+    uint32_t* entries = f.entries.get<uint32_t>(total);
+    f.contributed.get<uint32_t>(16 * batch_total);
+    f.final_t.get<float>(256 * tiles);
+    f.stops.get<float>(256 * tiles);
+    parallel_for(work.threads, parts, [&](int, int64_t p) {
+        int64_t* h = histogram + p * tiles;
+        for (int64_t i = f.visible * p / parts, end = f.visible * (p + 1) / parts; i < end; i++) {
+            if (i + 16 < end) __builtin_prefetch(records + order[i + 16]);
+            const uint32_t slot = order[i];
+            for_each_tile(f, records[slot], [&](int64_t tile) { entries[h[tile]++] = slot; });
+        }
+    });
+}
+
+}  // namespace ff
