@@ -303,3 +303,49 @@ def rasterization(
         gaussians, request, meta, means, quats, scales, opacities, colors, viewmats, backgrounds
     )
     return rendered, alphas, meta
+
+
+def _rgb_tiles(meta: RasterizationMeta) -> _Tiles:
+    if not meta.tiles.has_rgb:
+        raise BackendError(
+            "The rasterisation has no three colour channels; render with render_mode RGB and three colours first."
+        )
+    return meta.tiles
+
+
+def _background(meta: RasterizationMeta, camera: int) -> Any:
+    return None if meta.backgrounds is None else meta.backgrounds[camera].numpy()
+
+
+def accumulate_information(meta: RasterizationMeta, pixel_weight: Tensor) -> Tensor:
+    """`render.rasterization.accumulate_information` on the CPU."""
+    tiles, (threads, fixed) = _rgb_tiles(meta), _work()
+    shape = (len(tiles.frames), meta.height, meta.width)
+    if tuple(pixel_weight.shape) != shape:
+        raise BackendError(
+            f"Found pixel_weight of shape {tuple(pixel_weight.shape)}; expected {shape}, like the rendered images."
+        )
+    weight = _plain(pixel_weight)
+    out = torch.zeros(len(tiles.frames), tiles.count, 45)
+    for c, frame in enumerate(tiles.frames):
+        _load_core().accumulate(
+            frame, _background(meta, c), weight[c].numpy(), out[c].numpy(), threads, fixed
+        )
+    return out
+
+
+def evaluate_information(meta: RasterizationMeta, covariances: Tensor) -> Tensor:
+    """`render.rasterization.evaluate_information` on the CPU."""
+    tiles, (threads, _) = _rgb_tiles(meta), _work()
+    shape = (len(tiles.frames), tiles.count, 45)
+    if tuple(covariances.shape) != shape:
+        raise BackendError(
+            f"Found covariances of shape {tuple(covariances.shape)}; expected {shape}, one block per Gaussian."
+        )
+    plain = _plain(covariances)
+    out = torch.empty(len(tiles.frames), meta.height, meta.width, 6)
+    for c, frame in enumerate(tiles.frames):
+        _load_core().evaluate(
+            frame, _background(meta, c), plain[c].numpy(), out[c].numpy(), threads
+        )
+    return out

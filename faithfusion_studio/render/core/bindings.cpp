@@ -14,6 +14,7 @@ namespace nb = nanobind;
 using namespace ff;
 
 void bind_chain(nb::module_& m);
+void bind_image(nb::module_& m);
 
 namespace {
 
@@ -83,6 +84,18 @@ void backward(Frame& frame, Input means, Input quats, Input scales, Input opacit
     backward_frame(frame, Work{threads, deterministic}, bg, v_color.data(), v_alpha.data(), g.absgrad != nullptr, g);
 }
 
+void accumulate(const Frame& frame, std::optional<Input> background, Input weight, Array out, int threads, bool deterministic) {
+    const float* bg = pointer(background);
+    nb::gil_scoped_release release;
+    kernels().accumulate(frame, Work{threads, deterministic}, bg, weight.data(), out.data());
+}
+
+void evaluate(const Frame& frame, std::optional<Input> background, Input covariances, Array out, int threads) {
+    const float* bg = pointer(background);
+    nb::gil_scoped_release release;
+    kernels().evaluate(frame, Work{threads, false}, bg, covariances.data(), out.data());
+}
+
 // Writes the screen quantities of the visible Gaussians into [N, ...] arrays that hold zeros.
 void screen(const Frame& f, Array means2d, Array conics, Ints radii, Array depths, Array opacities, std::optional<Array> colors) {
     float *m = means2d.data(), *q = conics.data(), *d = depths.data(), *o = opacities.data(), *rgb = pointer(colors);
@@ -116,6 +129,9 @@ NB_MODULE(_core, m) {
     m.def("project", &project);
     m.def("blend", &blend);
     m.def("backward", &backward);
+    m.def("accumulate", &accumulate);
+    m.def("evaluate", &evaluate);
     m.def("screen", &screen);
     bind_chain(m);
+    bind_image(m);
 }

@@ -8,6 +8,7 @@ void add_projection(Kernels&);
 void add_blend(Kernels&);
 void add_blend_backward(Kernels&);
 void add_project_backward(Kernels&);
+void add_information_passes(Kernels&);
 
 Kernels table() {
     Kernels k = {};
@@ -15,6 +16,7 @@ Kernels table() {
     add_blend(k);
     add_blend_backward(k);
     add_project_backward(k);
+    add_information_passes(k);
     return k;
 }
 

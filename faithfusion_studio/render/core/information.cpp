@@ -1,0 +1,297 @@
+// The two information passes, back to front over what the forward pass recorded.
+//
+// Screen record of a Gaussian: mean2d (2), Sigma2 xx, xy, yy (3), logit of opacity (1), colour (3). A pixel sees
+// J = [w gamma k(h)^T, w I3] with k(h) = [hx, hy, hx^2/2, hx hy, hy^2/2, 1 - o], h = Conic (pixel - mean2d),
+// gamma = colour - colour behind it (normalised to unit transmittance), w = its blending weight.
+// Both matrices are packed upper triangles of 9x9. Where alpha is clamped gamma counts as 0; where a colour channel is
+// clamped at 0 its row and column are dropped here, on the way in (evaluate) or out (accumulate).
+#include "blend.h"
+#include "kernels.h"
+
+namespace ff {
+namespace FF_ISA {
+
+constexpr int kMoments = 34;        // 15 of w^2 |gamma|^2, 6 of w^2 gamma for each channel, w^2
+constexpr int kMomentRow = 36;
+constexpr int kCoefficients = 40;   // 15 quartic, 6 quadratic for each channel, 6 constant; 1 unused
+constexpr int kHalf = 16;
+
+static inline int packed(int i, int j) { return i * 9 - i * (i - 1) / 2 + j - i; }   // i <= j
+
+struct Behind {
+    F t, color[3];
+};
+
+static FF_INLINE void start(const Tile& tile, const float* background, Behind state[16], F stop[16]) {
+    for (int b = 0; b < 16; b++) {
+        state[b].t = load(tile.final_t + 16 * b);
+        stop[b] = load(tile.stops + 16 * b);
+        for (int k = 0; k < 3; k++) state[b].color[k] = background ? F(background[k]) : F(0.0f);
+    }
+}
+
+struct Sight {   // w and gamma; gamma is 0 where alpha is clamped
+    F w, hx, hy, gamma[3];
+};
+
+static FF_INLINE Sight step(const Record& r, float position, F px, F py, F stop, Behind& s) {
+    Seen seen = see(r, px, py);
+    M valid = seen.valid & (F(position) < stop);
+    F alpha = keep(valid, min(exp2(seen.exponent), F(kAlphaMax)));
+    s.t = s.t / (F(1.0f) - alpha);
+    M free = seen.exponent <= F(kLog2AlphaMax);
+    Sight out;
+    out.w = alpha * s.t;
+    out.hx = seen.hx;
+    out.hy = seen.hy;
+    for (int k = 0; k < 3; k++) {
+        F difference = F(r.color[k]) - s.color[k];
+        s.color[k] = fma(alpha, difference, s.color[k]);
+        out.gamma[k] = keep(free, difference);
+    }
+    return out;
+}
+
+// ---- Fisher: sums over pixels ----
+
+static FF_INLINE void add_moments(const Sight& s, F weight, F* a) {
+    F x = s.hx, y = s.hy, ww = s.w * s.w * weight;
+    F xx = x * x, xy = x * y, yy = y * y;
+    F g = ww * fma(s.gamma[0], s.gamma[0], fma(s.gamma[1], s.gamma[1], s.gamma[2] * s.gamma[2]));
+    F gxx = g * xx, gxy = g * xy, gyy = g * yy;
+    a[0] += g;
+    a[1] = fma(g, x, a[1]);
+    a[2] = fma(g, y, a[2]);
+    a[3] += gxx;
+    a[4] += gxy;
+    a[5] += gyy;
+    a[6] = fma(gxx, x, a[6]);
+    a[7] = fma(gxx, y, a[7]);
+    a[8] = fma(gyy, x, a[8]);
+    a[9] = fma(gyy, y, a[9]);
+    a[10] = fma(gxx, xx, a[10]);
+    a[11] = fma(gxx, xy, a[11]);
+    a[12] = fma(gxx, yy, a[12]);
+    a[13] = fma(gyy, xy, a[13]);
+    a[14] = fma(gyy, yy, a[14]);
+    for (int k = 0; k < 3; k++) {
+        F c = ww * s.gamma[k];
+        F* b = a + 15 + 6 * k;
+        b[0] += c;
+        b[1] = fma(c, x, b[1]);
+        b[2] = fma(c, y, b[2]);
+        b[3] = fma(c, xx, b[3]);
+        b[4] = fma(c, xy, b[4]);
+        b[5] = fma(c, yy, b[5]);
+    }
+    a[33] += ww;
+}
+
+static void accumulate_tile(const Frame& f, int64_t index, const float* background, const float* weight, float* rows) {
+    const Tile tile = tile_at(f, index);
+    if (!tile.count) return;
+    Behind state[16];
+    F stop[16], weights[16];
+    start(tile, background, state, stop);
+    for (int b = 0; b < 16; b++) weights[b] = load_pixels(weight, f.cam, tile, b, 1, 0);
+    for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
+        const uint32_t* masks = tile.contributed + batch * 16;
+        uint32_t touched = 0;
+        for (int b = 0; b < 16; b++) touched |= masks[b];
+        if (!touched) continue;
+        alignas(64) Record records[kBatch];
+        load_batch(f, tile, batch, true, records);
+        for (int half = kBatch - kHalf; half >= 0; half -= kHalf) {   // 16 at a time: the sums stay in the nearest cache
+            const uint32_t part = ((1u << kHalf) - 1) << half;
+            if (!(touched & part)) continue;
+            F sums[kHalf][kMoments];
+            for (uint32_t m = touched & part; m; m &= m - 1)
+                for (int k = 0; k < kMoments; k++) sums[__builtin_ctz(m) - half][k] = F(0.0f);
+            for (int b = 0; b < 16; b++) {
+                uint32_t todo = masks[b] & part;
+                if (!todo) continue;
+                F px, py;
+                block_centres(tile, b, px, py);
+                Behind s = state[b];
+                while (todo) {
+                    const int j = 31 - __builtin_clz(todo);
+                    todo &= ~(1u << j);
+                    add_moments(step(records[j], (float)(batch * kBatch + j), px, py, stop[b], s), weights[b], sums[j - half]);
+                }
+                state[b] = s;
+            }
+            for (uint32_t m = touched & part; m; m &= m - 1) {
+                const int j = __builtin_ctz(m);
+                float* row = rows + (int64_t)tile.entries[batch * kBatch + j] * kMomentRow;
+                for (int k = 0; k < kMoments; k++) row[k] += sum(sums[j - half][k]);
+            }
+        }
+    }
+}
+
+// Moments of one Gaussian (h still scaled by log2(e) / 2) -> its 45 numbers.
+static FF_INLINE void pack_information(const float* sums, float opacity, uint8_t clamped, float* out) {
+    constexpr float k1 = 2.0f / kLog2E, k2 = k1 * k1, k3 = k2 * k1, k4 = k2 * k2;
+    const float e = 1.0f - opacity, *m = sums;
+    const float m10 = m[1] * k1, m01 = m[2] * k1, m20 = m[3] * k2, m11 = m[4] * k2, m02 = m[5] * k2;
+    const float m30 = m[6] * k3, m21 = m[7] * k3, m12 = m[8] * k3, m03 = m[9] * k3;
+    const float m40 = m[10] * k4, m31 = m[11] * k4, m22 = m[12] * k4, m13 = m[13] * k4, m04 = m[14] * k4;
+    const float geometry[21] = {m20, m11, m30 / 2, m21, m12 / 2, e * m10,
+                                m02, m21 / 2, m12, m03 / 2, e * m01,
+                                m40 / 4, m31 / 2, m22 / 4, e * m20 / 2,
+                                m22, m13 / 2, e * m11,
+                                m04 / 4, e * m02 / 2,
+                                e * e * m[0]};
+    for (int i = 0, n = 0; i < 6; i++)
+        for (int j = i; j < 6; j++) out[packed(i, j)] = geometry[n++];
+    for (int ch = 0; ch < 3; ch++) {
+        const float on = clamped >> ch & 1 ? 0.0f : 1.0f, *c = sums + 15 + 6 * ch;
+        const float cross[6] = {c[1] * k1, c[2] * k1, c[3] * k2 / 2, c[4] * k2, c[5] * k2 / 2, e * c[0]};
+        for (int i = 0; i < 6; i++) out[packed(i, 6 + ch)] = on * cross[i];
+        out[packed(6 + ch, 6 + ch)] = on * sums[33];
+    }
+    out[packed(6, 7)] = out[packed(6, 8)] = out[packed(7, 8)] = 0.0f;
+}
+
+// out [n, 45] holds zeros; only visible Gaussians are written.
+static void accumulate(const Frame& f, const Work& work, const float* background, const float* weight, float* out) {
+    Buffer memory;
+    const int64_t size = f.slots() * kMomentRow;
+    const int workers = work.workers();
+    float* rows = memory.get<float>((size_t)workers * size);
+    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
+        for (int w = 0; w < workers; w++)
+            std::memset(rows + w * size + c * kChunk * kMomentRow, 0, sizeof(float) * kMomentRow * counts[c]);
+    });
+    parallel_accumulate(work, f.tiles(), [&](int worker, int64_t index) {
+        accumulate_tile(f, index, background, weight, rows + worker * size);
+    });
+    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
+        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++) {
+            float sums[kMomentRow] = {};
+            for (int w = 0; w < workers; w++)
+                for (int k = 0; k < kMoments; k++) sums[k] += rows[w * size + slot * kMomentRow + k];
+            pack_information(sums, f.records.as<Record>()[slot].opacity, f.clamped.as<uint8_t>()[slot],
+                             out + 45 * (int64_t)f.gaussians.as<int32_t>()[slot]);
+        }
+    });
+}
+
+// ---- EIG: G of every pixel ----
+
+// 45 numbers of one Gaussian -> coefficients of the quartic Q, the quadratics L and the constant M, for scaled h.
+static FF_INLINE void unpack_covariance(const float* m, float opacity, uint8_t clamped, float* out) {
+    constexpr float k1 = 2.0f / kLog2E, k2 = k1 * k1, k3 = k2 * k1, k4 = k2 * k2;
+    const float e = 1.0f - opacity;
+    auto M = [&](int i, int j) { return m[packed(i, j)]; };
+    out[0] = M(5, 5) * e * e;
+    out[1] = 2 * M(0, 5) * e * k1;
+    out[2] = 2 * M(1, 5) * e * k1;
+    out[3] = (M(0, 0) + M(2, 5) * e) * k2;
+    out[4] = 2 * (M(0, 1) + M(3, 5) * e) * k2;
+    out[5] = (M(1, 1) + M(4, 5) * e) * k2;
+    out[6] = M(0, 2) * k3;
+    out[7] = (2 * M(0, 3) + M(1, 2)) * k3;
+    out[8] = (M(0, 4) + 2 * M(1, 3)) * k3;
+    out[9] = M(1, 4) * k3;
+    out[10] = M(2, 2) * 0.25f * k4;
+    out[11] = M(2, 3) * k4;
+    out[12] = (M(3, 3) + 0.5f * M(2, 4)) * k4;
+    out[13] = M(3, 4) * k4;
+    out[14] = M(4, 4) * 0.25f * k4;
+    for (int ch = 0; ch < 3; ch++) {
+        const float on = clamped >> ch & 1 ? 0.0f : 1.0f;
+        float* q = out + 15 + 6 * ch;
+        q[0] = on * M(5, 6 + ch) * e;
+        q[1] = on * M(0, 6 + ch) * k1;
+        q[2] = on * M(1, 6 + ch) * k1;
+        q[3] = on * M(2, 6 + ch) * 0.5f * k2;
+        q[4] = on * M(3, 6 + ch) * k2;
+        q[5] = on * M(4, 6 + ch) * 0.5f * k2;
+    }
+    int n = 33;
+    for (int i = 0; i < 3; i++)
+        for (int j = i; j < 3; j++) out[n++] = (clamped >> i & 1) || (clamped >> j & 1) ? 0.0f : M(6 + i, 6 + j);
+    out[39] = 0.0f;
+}
+
+static FF_INLINE void add_information(const Sight& s, const float* c, F g[6]) {
+    F x = s.hx, y = s.hy, ww = s.w * s.w;
+    F q3 = fma(F(c[11]), y, F(c[6])), q2 = fma(fma(F(c[12]), y, F(c[7])), y, F(c[3]));
+    F q1 = fma(fma(fma(F(c[13]), y, F(c[8])), y, F(c[4])), y, F(c[1]));
+    F q0 = fma(fma(fma(fma(F(c[14]), y, F(c[9])), y, F(c[5])), y, F(c[2])), y, F(c[0]));
+    F quartic = fma(fma(fma(fma(F(c[10]), x, q3), x, q2), x, q1), x, q0);
+    F half = F(0.5f) * quartic, l[3];
+    for (int k = 0; k < 3; k++) {
+        const float* q = c + 15 + 6 * k;
+        F linear = fma(fma(F(q[3]), x, fma(F(q[4]), y, F(q[1]))), x, fma(fma(F(q[5]), y, F(q[2])), y, F(q[0])));
+        l[k] = fma(half, s.gamma[k], linear);
+    }
+    int n = 0;
+    for (int i = 0; i < 3; i++)
+        for (int j = i; j < 3; j++, n++)
+            g[n] = fma(ww, fma(s.gamma[i], l[j], fma(s.gamma[j], l[i], F(c[33 + n]))), g[n]);
+}
+
+static void evaluate_tile(const Frame& f, int64_t index, const float* background, const float* coefficients, float* out) {
+    const Tile tile = tile_at(f, index);
+    Behind state[16];
+    F stop[16], g[16][6];
+    start(tile, background, state, stop);
+    for (int b = 0; b < 16; b++)
+        for (int k = 0; k < 6; k++) g[b][k] = F(0.0f);
+    for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
+        const uint32_t* masks = tile.contributed + batch * 16;
+        uint32_t touched = 0;
+        for (int b = 0; b < 16; b++) touched |= masks[b];
+        if (!touched) continue;
+        alignas(64) Record records[kBatch];
+        load_batch(f, tile, batch, true, records);
+        const uint32_t* slots = tile.entries + batch * kBatch;
+        for (uint32_t m = touched; m; m &= m - 1) {
+            const float* c = coefficients + (int64_t)slots[__builtin_ctz(m)] * kCoefficients;
+            __builtin_prefetch(c);
+            __builtin_prefetch(c + 16);
+            __builtin_prefetch(c + 32);
+        }
+        for (int b = 0; b < 16; b++) {
+            uint32_t todo = masks[b];
+            if (!todo) continue;
+            F px, py, sums[6];
+            block_centres(tile, b, px, py);
+            Behind s = state[b];
+            for (int k = 0; k < 6; k++) sums[k] = g[b][k];
+            while (todo) {
+                const int j = 31 - __builtin_clz(todo);
+                todo &= ~(1u << j);
+                Sight sight = step(records[j], (float)(batch * kBatch + j), px, py, stop[b], s);
+                add_information(sight, coefficients + (int64_t)slots[j] * kCoefficients, sums);
+            }
+            state[b] = s;
+            for (int k = 0; k < 6; k++) g[b][k] = sums[k];
+        }
+    }
+    for (int b = 0; b < 16; b++)
+        for (int k = 0; k < 6; k++) store_pixels(out, f.cam, tile, b, 6, k, g[b][k]);
+}
+
+static void evaluate(const Frame& f, const Work& work, const float* background, const float* covariances, float* out) {
+    Buffer memory;
+    float* coefficients = memory.get<float>((size_t)f.slots() * kCoefficients);
+    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
+        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++)
+            unpack_covariance(covariances + 45 * (int64_t)f.gaussians.as<int32_t>()[slot], f.records.as<Record>()[slot].opacity,
+                              f.clamped.as<uint8_t>()[slot], coefficients + slot * kCoefficients);
+    });
+    parallel_for(work.threads, f.tiles(), [&](int, int64_t index) { evaluate_tile(f, index, background, coefficients, out); });
+}
+
+void add_information_passes(Kernels& k) {
+    k.accumulate = accumulate;
+    k.evaluate = evaluate;
+}
+
+}  // namespace FF_ISA
+}  // namespace ff
