@@ -1,0 +1,407 @@
+"""Render a camera sequence of one scene into a video file or a folder of pictures.
+
+Both appear under their final name complete or not at all: frames go to a `.part` beside it, which
+is renamed at the end and removed when the export is cancelled, fails or finds the disk full.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.render.views import (
+    colorize,
+    generated_share,
+    palette,
+    rasterize_view,
+    to_uint8,
+)
+from faithfusion_studio.scene import Scene
+
+Layer = Literal["rgb", "eig", "depth"]
+Layout = Literal["single", "side-by-side", "before-after"]
+
+DEPTH_RANGE = (1.0, 100.0)
+"""Ends of the logarithmic depth colours, m; the `.npy` holds the metres themselves."""
+
+
+class VideoError(StudioError):
+    """An export that cannot be made or written."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoOptions:
+    """What an export shows and how it is encoded."""
+
+    layers: tuple[str, ...] = ("rgb",)
+    """Of "rgb", "eig" (calibrated, in false colours) and "depth" (logarithmic, 1 to 100 m)."""
+    layout: Layout = "single"
+    """One picture, all layers side by side, or `before` on the left of now.
+
+    A video of several layers in "single" becomes one file per layer: NAME.mp4 for the first and
+    NAME_LAYER.mp4 for the others. A folder always holds one PNG per frame and layer.
+    """
+    size: tuple[int, int] | None = None
+    """Width and height of one picture, pixels; None keeps each camera's."""
+    fps: float = 10.0
+    crf: int = 18
+    """libx264's constant rate factor; larger is smaller and worse, 18 is visually lossless."""
+    caption: str = ""
+    """Burned into the lower left corner; ASCII."""
+    provenance: bool = False
+    """Also burn in which share of each picture was generated rather than recorded."""
+    before: Scene | None = None
+    """The scene on the left of "before-after"."""
+    stems: tuple[str, ...] = ()
+    """File stem per frame of a folder; empty numbers them from 000000."""
+    eig_form: Literal["block", "trace", "diagonal", "released"] = "block"
+
+
+def export_video(
+    scene: Scene, cameras: Sequence[Camera], path: Path | str, options: VideoOptions | None = None
+) -> Iterator[int]:
+    """Write an MP4 (suffix .mp4) or a folder of PNG pictures, yielding the frames done so far.
+
+    Closing the generator cancels: nothing then appears under the final name.
+
+    Args:
+        scene: What to render; one value for the whole export.
+        cameras: One per frame, in order; nodes are placed at each camera's time.
+        path: Target. A folder gets STEM_LAYER.png, STEM_eig.npy (nats) and STEM_depth.npy (m).
+        options: See `VideoOptions`.
+
+    Raises:
+        VideoError: No cameras, unknown layers, stems that clash, or a target that cannot be written.
+        MissingFisherError: The layer "eig" of a scene without evidence.
+    """
+    options, path = options or VideoOptions(), Path(path)
+    _check(cameras, path, options)
+    if options.size is not None:
+        cameras = [fit_camera(camera, *options.size) for camera in cameras]
+    work = _export_video if path.suffix.lower() == ".mp4" else _export_folder
+    return _in_words(work(scene, list(cameras), path, options), path)
+
+
+def export_files(path: Path | str, options: VideoOptions) -> list[Path]:
+    """The final names an export writes: the video (one per layer in "single"), or the folder."""
+    path = Path(path)
+    if path.suffix.lower() != ".mp4" or options.layout != "single":
+        return [path]
+    return [path, *(path.with_stem(f"{path.stem}_{layer}") for layer in options.layers[1:])]
+
+
+def fit_camera(camera: Camera, width: int, height: int) -> Camera:
+    """The camera on another pixel grid; another aspect ratio keeps the horizontal field of view.
+
+    Args:
+        camera: Any pinhole camera.
+        width: Pixels.
+        height: Pixels; rows are cut or added evenly above and below the principal point.
+    """
+    factor = width / camera.width
+    if abs(camera.height * factor - height) <= 1:
+        return camera.resized(width, height)
+    K = camera.K * factor
+    K[2, 2] = 1.0
+    K[1, 2] += (height - camera.height * factor) / 2
+    return replace(camera, K=K, width=width, height=height)
+
+
+def _check(cameras: Sequence[Camera], path: Path, options: VideoOptions) -> None:
+    if not cameras:
+        raise VideoError(f"{path}: there are no frames to export; choose at least one camera.")
+    unknown = [layer for layer in options.layers if layer not in get_args(Layer)]
+    if unknown or not options.layers:
+        found = ", ".join(unknown) or "none"
+        raise VideoError(f"layers: found {found}; choose from {', '.join(get_args(Layer))}.")
+    if len(set(options.layers)) < len(options.layers):
+        raise VideoError(f"layers: {','.join(options.layers)} names one twice; name each once.")
+    if options.layout not in get_args(Layout):
+        raise VideoError(
+            f"layout: found {options.layout!r}; choose from {', '.join(get_args(Layout))}."
+        )
+    if options.layout == "before-after" and options.before is None:
+        raise VideoError("layout before-after needs the scene from before; give it, or change it.")
+    if options.size is not None and min(options.size) < 2:
+        raise VideoError(f"size: found {options.size}; expected at least 2x2 pixels.")
+    if not 0 < options.fps <= 240:
+        raise VideoError(f"fps: found {options.fps:g}; expected more than 0 and at most 240.")
+    if options.stems and len(set(options.stems)) != len(cameras):
+        raise VideoError(
+            f"{len(cameras)} frames have {len(set(options.stems))} different names; "
+            "give every frame of the camera file its own file name."
+        )
+    if not path.absolute().parent.is_dir():
+        raise VideoError(f"{path}: its folder does not exist; create it or choose another one.")
+
+
+def _in_words(work: Iterator[int], path: Path) -> Iterator[int]:
+    """The same generator, with failures of disk and encoder as one sentence."""
+    try:
+        yield from work
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VideoError(
+            f"{path}: cannot be written ({reason}); nothing was left behind, so free some space "
+            "or choose another folder and export again."
+        ) from error
+
+
+# -------------------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True, eq=False)
+class LayerImages:
+    """One frame of every layer asked for."""
+
+    pictures: dict[str, UInt8[Tensor, "H W 3"]]
+    eig: Float32[Tensor, "H W"] | None
+    """Nats."""
+    depth: Float32[Tensor, "H W"] | None
+    """m along the camera's z axis, 0 = nothing there."""
+    generated: float | None
+    """Share of the whole picture that comes from generated Gaussians."""
+
+
+def render_layers(scene: Scene, camera: Camera, options: VideoOptions) -> LayerImages:
+    """All layers of one frame from one shared rasterisation."""
+    with torch.no_grad():
+        view = rasterize_view(scene, camera)
+        pictures, eig, depth = {}, None, None
+        for layer in options.layers:
+            if layer == "rgb":
+                pictures[layer] = to_uint8(view.rgb)
+            elif layer == "depth":
+                depth = view.depth.to("cpu", torch.float32)
+                pictures[layer] = to_uint8(_depth_colors(view.depth, view.alpha))
+            else:
+                from faithfusion_studio.information.eig import eig_map
+
+                found = eig_map(scene, camera, form=options.eig_form, view=view)
+                eig = found.eig.to("cpu", torch.float32)
+                pictures[layer] = to_uint8(eig_colors(found.calibrated))
+        share = None
+        if options.provenance:
+            share = float((generated_share(view, camera) * view.alpha).mean())
+    return LayerImages({k: v.cpu() for k, v in pictures.items()}, eig, depth, share)
+
+
+def eig_colors(calibrated: Float32[Tensor, "H W"]) -> Float32[Tensor, "H W 3"]:
+    """The heat map of calibrated EIG in [0, 1]: dark is trusted, bright is uncertain."""
+    return colorize(calibrated, _table("inferno"))
+
+
+def _depth_colors(depth: Tensor, alpha: Tensor) -> Tensor:
+    near, far = DEPTH_RANGE
+    values = torch.log(depth.clamp(near, far) / near) / math.log(far / near)
+    return colorize(values, _table("turbo")) * (alpha > 0.1)[..., None]
+
+
+@lru_cache(maxsize=4)
+def _table(name: str) -> Tensor:
+    return palette(name)
+
+
+def _panels(scene: Scene, camera: Camera, options: VideoOptions) -> list[np.ndarray]:
+    """The finished pictures of one frame: one per output file, captions included."""
+    now = render_layers(scene, camera, options)
+    pictures = [now.pictures[layer] for layer in options.layers]
+    caption = options.caption
+    if now.generated is not None:
+        caption = f"{caption}  generated {now.generated:.1%} of this picture".strip()
+    if options.layout == "before-after" and options.before is not None:
+        before = render_layers(options.before, camera, replace(options, provenance=False))
+        pairs = zip(options.layers, pictures, strict=True)
+        pictures = [torch.cat([before.pictures[layer], new], dim=1) for layer, new in pairs]
+        pictures = [torch.cat(pictures, dim=0)]
+    elif options.layout == "side-by-side":
+        pictures = [torch.cat(pictures, dim=1)]
+    return [_captioned(picture.numpy(), caption) for picture in pictures]
+
+
+def _captioned(picture: np.ndarray, caption: str) -> np.ndarray:
+    """The picture with a line of text on a dark strip at the lower left."""
+    if not caption:
+        return picture
+    import cv2
+
+    picture = np.ascontiguousarray(picture)
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, picture.shape[0] / 900)
+    text = caption.encode("ascii", "replace").decode()
+    (width, height), base = cv2.getTextSize(text, font, scale, 1)
+    pad, bottom = max(3, height // 2), picture.shape[0]
+    strip = picture[bottom - height - base - 2 * pad :, : width + 2 * pad]
+    strip[:] = (strip * 0.35).astype(np.uint8)
+    where = (pad, bottom - base - pad)
+    cv2.putText(picture, text, where, font, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return picture
+
+
+# ----------------------------------------------------------------------------------------- video
+
+
+def _export_video(
+    scene: Scene, cameras: list[Camera], path: Path, options: VideoOptions
+) -> Iterator[int]:
+    size = (cameras[0].width, cameras[0].height)
+    cameras = [fit_camera(camera, *size) for camera in cameras]
+    targets = export_files(path, options)
+    writers: list[_Encoder] = []
+    try:
+        for target in targets:
+            writers.append(_Encoder(target, options))
+        for done, camera in enumerate(cameras, start=1):
+            for writer, picture in zip(writers, _panels(scene, camera, options), strict=True):
+                writer.add(picture)
+            yield done
+        for writer in writers:
+            writer.finish()
+        for writer in writers:
+            writer.part.replace(writer.target)
+        _flush_folder(path.absolute().parent)
+    finally:
+        for writer in writers:
+            writer.discard()
+
+
+class _Encoder:
+    """H.264 in MP4 through PyAV, into `.part` until it is complete.
+
+    The encoder writes into a Python file, so that a full disk is an `OSError` here instead of a
+    message inside the encoder.
+    """
+
+    def __init__(self, target: Path, options: VideoOptions) -> None:
+        import av
+
+        self.target = target
+        self.part = target.with_name(f".{target.name}.part")
+        self._options = options
+        self._file = self.part.open("wb")
+        self._container = av.open(self._file, "w", format="mp4")
+        self._stream: Any = None
+
+    def add(self, picture: np.ndarray) -> None:
+        """Encode one picture; an odd size gets its last row or column twice."""
+        import av
+
+        height, width = picture.shape[:2]
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        if self._stream is None:
+            self._stream = self._open_stream(picture.shape[1], picture.shape[0])
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        self._container.mux(self._stream.encode(frame))
+
+    def _open_stream(self, width: int, height: int) -> Any:
+        rate = Fraction(self._options.fps).limit_denominator(1001)
+        stream: Any = self._container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": str(self._options.crf)}
+        context = stream.codec_context
+        context.thread_count = 2
+        context.color_primaries = context.color_trc = context.colorspace = 1  # ITU-R BT.709
+        context.color_range = 1  # limited, as players expect
+        return stream
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and flush it to disk."""
+        import av
+
+        try:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise OSError(errno.EIO, "the encoder could not finish the file") from error
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def discard(self) -> None:
+        """Release everything; a `.part` that was not renamed disappears."""
+        import av
+
+        with suppress(OSError, ValueError, av.FFmpegError):
+            self._container.close()
+        with suppress(OSError, ValueError):
+            self._file.close()
+        self.part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------- folder
+
+
+def _export_folder(
+    scene: Scene, cameras: list[Camera], path: Path, options: VideoOptions
+) -> Iterator[int]:
+    if path.exists() and not path.is_dir():
+        raise VideoError(f"{path}: is a file; name a folder, or a video ending in .mp4.")
+    part = path.with_name(f".{path.name}.part")
+    stems = options.stems or tuple(f"{i:06d}" for i in range(len(cameras)))
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
+            if options.layout == "single":
+                _write_layers(render_layers(scene, camera, options), part, stem, options)
+            else:
+                write_png(_panels(scene, camera, options)[0], part / f"{stem}_{options.layout}.png")
+            yield done
+        if path.is_dir():
+            for file in sorted(part.iterdir()):
+                file.replace(path / file.name)
+        else:
+            part.replace(path)
+        _flush_folder(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_layers(images: LayerImages, folder: Path, stem: str, options: VideoOptions) -> None:
+    for layer, picture in images.pictures.items():
+        write_png(_captioned(picture.numpy(), options.caption), folder / f"{stem}_{layer}.png")
+    for name, values in (("eig", images.eig), ("depth", images.depth)):
+        if values is not None:
+            with (folder / f"{stem}_{name}.npy").open("wb") as file:
+                np.save(file, values.numpy())
+
+
+def write_png(picture: np.ndarray, path: Path) -> None:
+    """Write one picture.
+
+    Args:
+        picture: [H, W, 3] RGB or [H, W] grey, uint8.
+        path: Target, ending in .png.
+    """
+    import cv2
+
+    bgr = picture if picture.ndim == 2 else picture[:, :, ::-1]
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(bgr))[1].tobytes())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames durable; file systems that cannot do it are left alone."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
