@@ -1,0 +1,58 @@
+"""Reading and writing scenes, recordings and camera paths; the content chooses the reader."""
+
+from typing import Any
+
+_HOMES = {
+    "FORMATS": "formats",
+    "FormatError": "formats",
+    "load_capture": "formats",
+    "load_scene": "formats",
+    "save_scene": "formats",
+    "sniff": "formats",
+    "CaptureError": "capture_files",
+    "CheckpointError": "formats",
+    "NativeFileError": "native",
+    "NATIVE_VERSION": "native",
+    "SplatFileError": "ply",
+    "camera_path_stems": "camera_files",
+    "read_camera_path": "camera_files",
+    "write_camera_path": "camera_files",
+    "read_colmap": "colmap",
+    "read_native": "native",
+    "write_native": "native",
+    "read_ply": "splat_files",
+    "write_ply": "splat_files",
+    "read_compressed_ply": "compressed_ply",
+    "write_cameras_json": "captures",
+}
+__all__ = [
+    "FORMATS",
+    "NATIVE_VERSION",
+    "CaptureError",
+    "CheckpointError",
+    "FormatError",
+    "NativeFileError",
+    "SplatFileError",
+    "camera_path_stems",
+    "load_capture",
+    "load_scene",
+    "read_camera_path",
+    "read_colmap",
+    "read_compressed_ply",
+    "read_native",
+    "read_ply",
+    "save_scene",
+    "sniff",
+    "write_camera_path",
+    "write_cameras_json",
+    "write_native",
+    "write_ply",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
