@@ -17,14 +17,12 @@ from faithfusion_studio.fusion.losses import TrainingView, image_loss, shape_los
 from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.gaussians import concatenate
-from faithfusion_studio.render.views import apply_exposure
-from faithfusion_studio.scene import CubemapSky, Scene, cubemap_lookup, pixel_directions
+from faithfusion_studio.render.images import cubemap_image
+from faithfusion_studio.render.views import apply_exposure, sky_image
+from faithfusion_studio.scene import CubemapSky, Scene
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta
-
-TRANSPARENT = 1 / 255
-"""Remaining transmittance below which a pixel's sky cannot change a byte of its colour."""
 
 
 class Learner:
@@ -122,17 +120,9 @@ class Learner:
 
     def _sky_behind(self, camera: Camera, alpha: Tensor) -> Float[Tensor, "H W 3"]:
         """Sky radiance where the pixel is not opaque; zero elsewhere."""
-        directions = pixel_directions(camera)
-        through = (1 - alpha.detach()) > TRANSPARENT
-        image = torch.zeros_like(directions)
-        if self._sky is None:
-            if self._scene.sky is None:
-                return image
-            image[through] = self._scene.sky.radiance(directions[through])
-            return image
-        index, weight = cubemap_lookup(directions[through], self._sky.shape[1])
-        values = (self._sky.reshape(-1, 3)[index] * weight[..., None]).sum(-2)
-        return image.index_put(through.nonzero(as_tuple=True), values)
+        if self._sky is not None:
+            return cubemap_image(self._sky, camera, alpha)
+        return sky_image(self._scene, camera)
 
     def step(self, view: TrainingView, sh_degree: int) -> tuple[float, RasterizationMeta]:
         """One step; a non-finite loss or gradient moves nothing.

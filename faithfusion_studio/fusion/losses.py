@@ -84,6 +84,10 @@ def image_loss(
     weights: LossWeights,
 ) -> Float[Tensor, ""]:
     """(1 - s) L1 + s (1 - SSIM), each pixel weighted; a weight of zero gives exactly zero gradient."""
+    if rendered.device.type == "cpu":
+        from faithfusion_studio.render.images import weighted_image_loss
+
+        return weighted_image_loss(rendered, image, weight, weights.ssim)
     if weight is not None:
         # Pixels that do not count must not reach their neighbours through the SSIM window either.
         rendered = torch.where(weight[..., None] > 0, rendered, image)
