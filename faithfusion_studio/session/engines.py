@@ -1,0 +1,209 @@
+"""What the session's jobs are made of, as one bundle of functions; the tests bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
+from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Stage, Weighting
+from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.scene import Scene, StoredFisher
+from faithfusion_studio.session.commands import ExportRequest
+
+
+@runtime_checkable
+class TrainerLike(Protocol):
+    """The part of `fusion.trainer.Trainer` a job drives."""
+
+    change: TopologyChange | None
+    """How the background's rows relate to those at the start; None while they are the same."""
+
+    def run(self) -> Iterator[Progress]:
+        """One optimiser step per item."""
+        ...
+
+    def scene(self) -> Scene:
+        """A copy of the scene as it stands, never written again."""
+        ...
+
+    def optimizer_state(self) -> object:
+        """What `start_trainer` takes to go on from here."""
+        ...
+
+
+@dataclass(frozen=True)
+class RepairEngine:
+    """A repair engine as the panel shows it."""
+
+    name: str
+    title: str
+    description: str
+    licence: str
+    seconds_per_frame: float | None = None
+    """Estimate for this machine and the recorded size; None where it is not known."""
+    problem: str | None = None
+    """Why it cannot be used here, one sentence; None when it can."""
+
+
+def list_engines(scene: Scene) -> tuple[RepairEngine, ...]:
+    """All engines that are built in, with what each would cost on frames of this scene."""
+    from faithfusion_studio.errors import StudioError
+    from faithfusion_studio.repair import REPAIRERS, create_repairer
+
+    size = None
+    if scene.capture is not None:
+        camera = scene.capture.trajectory.cameras[0].scaled(working_scale(scene))
+        size = (camera.height, camera.width)
+    engines = []
+    for name in REPAIRERS:
+        try:
+            repairer = create_repairer(name)
+        except StudioError as error:
+            engines.append(RepairEngine(name, name, "", "", problem=str(error)))
+            continue
+        info = repairer.info
+        seconds = None if size is None else repairer.estimate_seconds(1, *size, "cpu")
+        engines.append(RepairEngine(name, info.title, info.summary, info.licence, seconds))
+    return tuple(engines)
+
+
+def repair(scene: Scene, stage: Stage) -> Iterator[RepairedFrame]:
+    """Repaired frames of a stage, one per item."""
+    from faithfusion_studio.fusion.repairing import repair_stage
+    from faithfusion_studio.repair import create_repairer
+
+    return repair_stage(scene, stage, create_repairer(stage.engine))
+
+
+def start_trainer(
+    scene: Scene,
+    frames: Sequence[RepairedFrame],
+    config: FusionConfig,
+    *,
+    steps: int,
+    weighting: Weighting = "eig",
+    optimizer_state: object = None,
+) -> TrainerLike:
+    """A trainer that distils repaired frames into a scene."""
+    from faithfusion_studio.fusion.trainer import Trainer
+
+    return Trainer(
+        scene,
+        frames,
+        config,
+        steps=steps,
+        weighting=weighting,
+        optimizer_state=optimizer_state,  # type: ignore[arg-type]  # it came out of a Trainer
+    )
+
+
+def recorded_evidence(scene: Scene) -> Generator[tuple[int, int], None, StoredFisher]:
+    """Sum the evidence of the recorded views; yields (done, total), returns the result."""
+    from faithfusion_studio.information import FisherAccumulator
+
+    accumulator = FisherAccumulator(scene)
+    if scene.capture is None:
+        return accumulator.finish()
+    frames = scene.capture.frames
+    for index, frame in enumerate(frames):
+        exposure = None if scene.exposures is None else scene.exposures[index]
+        accumulator.add(frame.camera, frame.image(), exposure=exposure)
+        yield index + 1, len(frames)
+    return accumulator.finish()
+
+
+def follow_rows(fisher: StoredFisher, change: TopologyChange | None, scene: Scene) -> StoredFisher:
+    """Evidence for the scene after its background grew or shrank; nodes keep their rows.
+
+    Args:
+        fisher: Evidence of the rows before.
+        change: Of the background's rows; None where nothing grew or shrank.
+        scene: The scene after.
+    """
+    from faithfusion_studio.information import follow_topology
+
+    if change is None:
+        return fisher
+    before = len(fisher.blocks)
+    nodes = scene.num_gaussians - len(scene.background)
+    kept = torch.arange(before - nodes, before)
+    source = torch.cat([change.source.cpu(), kept])
+    is_new = torch.cat([change.is_new.cpu(), torch.zeros(nodes, dtype=torch.bool)])
+    return follow_topology(fisher, TopologyChange(source, is_new))
+
+
+def add_evidence(
+    fisher: StoredFisher,
+    scene: Scene,
+    cameras: Sequence[Camera],
+    weights: Sequence[Float32[Tensor, "H W"]],
+) -> StoredFisher:
+    """Evidence with more views in it."""
+    from faithfusion_studio.information import add_views
+
+    return add_views(fisher, scene, cameras, weights)
+
+
+def export_video(
+    scene: Scene, cameras: Sequence[Camera], request: ExportRequest, before: Scene
+) -> Iterator[int]:
+    """Write a video or a folder of pictures; yields how many frames are done."""
+    from faithfusion_studio.video import VideoOptions
+    from faithfusion_studio.video import export_video as export
+
+    options = VideoOptions(
+        layers=request.layers,
+        layout=request.layout,
+        fps=request.fps,
+        size=request.size,
+        before=before if request.layout == "before-after" else None,
+    )
+    return export(scene, cameras, Path(request.path), options)
+
+
+def save(scene: Scene, path: Path) -> None:
+    """Write a scene file, format by suffix."""
+    from faithfusion_studio.io import save_scene
+
+    save_scene(scene, path)
+
+
+def load(path: Path) -> Scene:
+    """Read a scene file."""
+    from faithfusion_studio.io import load_scene
+
+    return load_scene(path)
+
+
+def thread_limit(count: int) -> AbstractContextManager[object]:
+    """While open, this thread's renders use at most so many cores."""
+    from faithfusion_studio.render.cpu import thread_limit as limit
+
+    return limit(count)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The functions the jobs call."""
+
+    list_engines: Callable[[Scene], tuple[RepairEngine, ...]] = list_engines
+    repair: Callable[[Scene, Stage], Iterator[RepairedFrame]] = repair
+    start_trainer: Callable[..., TrainerLike] = start_trainer
+    recorded_evidence: Callable[[Scene], Generator[tuple[int, int], None, StoredFisher]] = (
+        recorded_evidence
+    )
+    follow_rows: Callable[[StoredFisher, TopologyChange | None, Scene], StoredFisher] = follow_rows
+    add_evidence: Callable[..., StoredFisher] = add_evidence
+    export_video: Callable[..., Iterator[int]] = export_video
+    save: Callable[[Scene, Path], None] = save
+    load: Callable[[Path], Scene] = load
+    thread_limit: Callable[[int], AbstractContextManager[object]] = thread_limit

@@ -1,0 +1,267 @@
+"""Long work as generators: one yield per step, so the worker can look at its queue in between.
+
+What is sent into a job at a step is None or "stop" (end early and keep what was done); to drop
+everything the worker closes the generator.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from faithfusion_studio.cameras import Camera, Segment, offset_laterally
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.repairing import RepairedFrame
+from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
+from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.session.commands import CommandError, ExportRequest
+from faithfusion_studio.session.engines import Engines, TrainerLike
+
+
+class JobError(StudioError):
+    """A job that cannot go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class JobStep:
+    """Where a job stands between two steps."""
+
+    done: int
+    total: int
+    seconds_left: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `SessionState` that are new."""
+    scene: Callable[[], Scene] | None = None
+    """Gives a copy of the scene as it stands; called only when one is published."""
+
+
+@dataclass(frozen=True, eq=False)
+class JobResult:
+    """What a job leaves behind."""
+
+    scene: Scene | None = None
+    label: str | None = None
+    """Name of the history entry; None puts `scene` in the place of the current one."""
+    optimizer_state: object = None
+    notice: str | None = None
+
+
+Job: TypeAlias = Generator[JobStep, "str | None", JobResult]
+
+
+class _Clock:
+    """Time left, from the pace of the steps so far; the first step counts separately."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def left(self, done: int, total: int) -> float | None:
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._start) / done * (total - done)
+
+
+def require_finite(scene: Scene) -> None:
+    """Refuse to show or keep a scene with a number in it that is not one.
+
+    Raises:
+        JobError: A parameter of a Gaussian is NaN or infinite.
+    """
+    for gaussians in (scene.background, *(node.gaussians for node in scene.nodes)):
+        for name in ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN"):
+            if not bool(torch.isfinite(getattr(gaussians, name)).all()):
+                raise JobError(
+                    f"the optimisation left the finite numbers (in {name}); the last good state "
+                    "is kept. Fuse again with fewer steps or other frames."
+                )
+
+
+def fisher_job(engines: Engines, scene: Scene) -> Job:
+    """Sum the evidence of the recorded views."""
+    clock = _Clock()
+    work = engines.recorded_evidence(scene)
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as end:
+            fisher = end.value
+            break
+        asked = yield JobStep(done, total, clock.left(done, total))
+        if asked == "stop":
+            work.close()
+            raise JobError("the evidence is not complete; EIG needs all recorded views.")
+    return JobResult(
+        replace(scene, fisher=fisher), notice=f"Evidence of {fisher.num_views} views is ready."
+    )
+
+
+def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> Job:
+    """Render and repair the frames of a stage, one per step."""
+    clock = _Clock()
+    total = stage.segment[1] - stage.segment[0]
+    frames: tuple[RepairedFrame, ...] = ()
+    if (yield JobStep(0, total)) == "stop":
+        return JobResult()
+    for frame in engines.repair(scene, stage):
+        frames = (*frames, frame)
+        changes = {"preview": frame} if preview else {"frames": frames, "stage": stage}
+        asked = yield JobStep(len(frames), total, clock.left(len(frames), total), changes)
+        if asked == "stop":
+            break
+    if preview:
+        return JobResult()
+    accepted = sum(frame.accepted for frame in frames)
+    return JobResult(
+        notice=f"Repaired {len(frames)} of {total} frames at {stage.lateral_offset:+g} m; "
+        f"{accepted} are accepted."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FusionTask:
+    """What a fusion starts from."""
+
+    scene: Scene
+    """With evidence."""
+    frames: Sequence[RepairedFrame]
+    """The accepted ones."""
+    config: FusionConfig
+    steps: int
+    weighting: Weighting
+    label: str
+    optimizer_state: object = None
+
+
+class _Evidence:
+    """The evidence before a fusion, on the rows of the scene as it grows; for the live EIG view."""
+
+    def __init__(self, engines: Engines, task: FusionTask, trainer: TrainerLike) -> None:
+        self._engines, self._trainer = engines, trainer
+        self._start = self._followed = task.scene.fisher
+        self._change: TopologyChange | None = None
+
+    def scene(self) -> Scene:
+        """A copy of the scene as it stands, with evidence."""
+        scene = self._trainer.scene()
+        if self._start is None:
+            return scene
+        if self._trainer.change is not self._change:
+            self._change = self._trainer.change
+            self._followed = self._engines.follow_rows(self._start, self._change, scene)
+        return replace(scene, fisher=self._followed)
+
+
+def fusion_job(engines: Engines, task: FusionTask) -> Job:
+    """Distil accepted frames, then add them to the evidence; one history entry."""
+    cleared = {"loss_curve": (), "psnr_curve": (), "psnr_before": None}
+    if (yield JobStep(0, task.steps, changes=cleared)) == "stop":
+        return JobResult()
+    trainer = engines.start_trainer(
+        task.scene,
+        task.frames,
+        task.config,
+        steps=task.steps,
+        weighting=task.weighting,
+        optimizer_state=task.optimizer_state,
+    )
+    evidence = _Evidence(engines, task, trainer)
+    losses: tuple[tuple[int, float], ...] = ()
+    psnrs: tuple[tuple[int, float], ...] = ()
+    for progress in trainer.run():
+        if not math.isfinite(progress.loss):
+            raise JobError(
+                f"the loss was not a number at step {progress.step}; the last good state is kept. "
+                "Fuse again with fewer steps or other frames."
+            )
+        losses = (*losses, (progress.step, progress.loss))
+        if math.isfinite(progress.psnr_recorded):
+            psnrs = (*psnrs, (progress.step, progress.psnr_recorded))
+        changes = {
+            "loss_curve": losses,
+            "psnr_curve": psnrs,
+            "psnr_before": psnrs[0][1] if psnrs else None,
+            "num_gaussians": progress.num_gaussians,
+            "num_generated": progress.num_generated,
+        }
+        asked = yield JobStep(
+            progress.step, progress.steps, progress.seconds_left, changes, evidence.scene
+        )
+        if asked == "stop":
+            break
+    scene = evidence.scene()
+    require_finite(scene)
+    scene = yield from _with_repairs_as_evidence(engines, scene, task)
+    change = f" Recorded views {psnrs[0][1]:.2f} to {psnrs[-1][1]:.2f} dB." if psnrs else ""
+    return JobResult(scene, task.label, trainer.optimizer_state(), f"{task.label} is done.{change}")
+
+
+def _with_repairs_as_evidence(
+    engines: Engines, scene: Scene, task: FusionTask
+) -> Generator[JobStep, str | None, Scene]:
+    """The repaired pixels count as observations from now on, as much as each was believed."""
+    from faithfusion_studio.fusion.losses import eig_weight
+
+    fisher = scene.fisher
+    if fisher is None:
+        return scene
+    for index, frame in enumerate(task.frames):
+        weight = eig_weight(frame.calibrated, frame.confidence, task.weighting)
+        weight = torch.where(frame.ucr, weight, torch.zeros_like(weight))
+        fisher = engines.add_evidence(fisher, scene, [frame.camera], [weight])
+        if (yield JobStep(index + 1, len(task.frames))) == "stop":
+            break
+    return replace(scene, fisher=fisher)
+
+
+# ------------------------------------------------------------------------------------- exports
+
+
+def export_cameras(scene: Scene, request: ExportRequest) -> tuple[Camera, ...]:
+    """The cameras an export follows: those of the rig's first camera, moved sideways.
+
+    Raises:
+        SceneError: The scene has no recording.
+        TrajectoryError: The segment is outside the drive.
+        CommandError: The camera path "segment" came without a segment.
+    """
+    trajectory = scene.trajectory
+    first = trajectory.cameras[0].name
+    start, stop = 0, len(trajectory)
+    offset = 0.0 if request.camera_path == "recorded" else request.lateral_offset
+    if request.camera_path == "segment":
+        if request.segment is None:
+            raise CommandError("no segment is chosen; set one in the timeline first.")
+        start, stop = request.segment
+        trajectory.segment(Segment(start, stop))
+    indices = [i for i in range(start, stop) if trajectory.cameras[i].name == first]
+    if not indices:
+        raise CommandError(f"frames {start}-{stop - 1} have no picture of camera {first!r}.")
+    return offset_laterally(trajectory.select(indices), offset).cameras
+
+
+def export_job(engines: Engines, scene: Scene, before: Scene, request: ExportRequest) -> Job:
+    """Write a video, pictures or a scene file; closing it leaves nothing under the final name."""
+    path = Path(request.path)
+    if path.suffix.lower() in (".ply", ".ckpt"):
+        yield JobStep(0, 1)
+        engines.save(scene, path)
+        return JobResult(notice=f"Exported {path}.")
+    cameras = export_cameras(scene, request)
+    clock = _Clock()
+    work = engines.export_video(scene, cameras, request, before)
+    try:
+        yield JobStep(0, len(cameras))
+        for done in work:
+            yield JobStep(done, len(cameras), clock.left(done, len(cameras)))
+    finally:
+        close = getattr(work, "close", None)
+        if close is not None:
+            close()
+    return JobResult(notice=f"Exported {path}.")

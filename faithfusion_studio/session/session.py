@@ -1,0 +1,349 @@
+"""The one thread that may change the scene: commands in order, jobs step by step, undo, state.
+
+Everybody else reads: `store.latest()` for the scene, `state` for the words around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from faithfusion_studio.cameras import Segment
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.schedule import FusionConfig
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.session import commands as c
+from faithfusion_studio.session.engines import Engines, RepairEngine
+from faithfusion_studio.session.exporting import Exporter
+from faithfusion_studio.session.history import History
+from faithfusion_studio.session.jobs import FusionTask, fisher_job, fusion_job, repair_job
+from faithfusion_studio.session.runner import JobRunner
+from faithfusion_studio.session.state import JobState, SessionState, StateBoard, sentence
+from faithfusion_studio.session.store import SceneStore
+
+MOVING = 0.1
+"""Somebody moves while the last movement is younger than this, s."""
+VIEWER_PAUSE = 0.05
+"""How long the worker steps aside before each step while somebody moves, s."""
+WATCHED = 2.0
+"""So long after a movement one core is left to the viewports, s."""
+CLOSE_PATIENCE = 4.0
+"""How long `close` waits for the step in progress, s."""
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """A scene that is worked on, its history, and what is going on.
+
+    Args:
+        scene: The scene as opened.
+        path: The file it came from; never overwritten.
+        engines: What the jobs are made of.
+        run_folder: Where autosaves and exports go; `runs/<scene>/<time>` when not given. It is
+            created when first needed.
+        history_bytes: Memory of the undo history; older entries go to files.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        path: Path | None = None,
+        engines: Engines | None = None,
+        run_folder: Path | None = None,
+        history_bytes: int = 2 << 30,
+    ) -> None:
+        self._engines = engines or Engines()
+        self._opened_path = path
+        name = path.stem if path is not None else "scene"
+        self.run_folder = run_folder or Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+        self.store = SceneStore(scene)
+        self._history = History(
+            scene, max_bytes=history_bytes, save=self._engines.save, load=self._engines.load
+        )
+        self._before = scene
+        self._board = StateBoard(SessionState(path=None if path is None else str(path)))
+        self._runner = JobRunner(self.store, self._history, self._board)
+        self._exporter = Exporter(self._engines, self._board)
+        self._queue: deque[c.Command] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._busy = False
+        self._viewer_moved = -1e9
+        self._cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        self._worker = threading.Thread(target=self._work, name="session-worker", daemon=True)
+        self._worker.start()
+
+    # --------------------------------------------------------------------- what others may call
+
+    @property
+    def state(self) -> SessionState:
+        """What is going on; replaced as a whole, never changed."""
+        return self._board.state
+
+    @property
+    def before_scene(self) -> Scene:
+        """The scene before the last fusion; as opened when there was none."""
+        return self._before
+
+    def subscribe(self, call: Callable[[SessionState], None]) -> Callable[[], None]:
+        """Call back with the newest state, now and after changes, from one notifier thread.
+
+        Changes in quick succession arrive as one. Returns the function that ends it.
+        """
+        return self._board.subscribe(call)
+
+    def submit(self, command: c.Command) -> None:
+        """Ask for something; returns at once, commands are taken in the order they came."""
+        job = self.state.job
+        if job is not None and isinstance(command, (c.Pause, c.Stop, c.CancelJob)):
+            asked = "pausing" if isinstance(command, c.Pause) else "stopping"
+            self._board.change_job(asked=asked)
+        with self._wake:
+            if self._closing:
+                return
+            self._queue.append(command)
+            self._wake.notify_all()
+
+    def note_viewer_activity(self) -> None:
+        """Somebody moves: the picture goes first."""
+        self._viewer_moved = time.monotonic()
+
+    def repair_engines(self) -> tuple[RepairEngine, ...]:
+        """The engines to choose from, with their cost on this scene."""
+        return self._engines.list_engines(self.store.latest().scene)
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs or waits (an export aside); False when time (s) ran out."""
+        with self._wake:
+            return self._wake.wait_for(
+                lambda: not self._queue and not self._busy and self._runner.idle, timeout
+            )
+
+    def close(self, save: bool = True) -> Path | None:
+        """End all work.
+
+        Args:
+            save: Write what is not saved, a running fusion included, to an autosave.
+
+        Returns:
+            The autosave, None where there was nothing to save.
+
+        Raises:
+            CommandError: The autosave could not be written anywhere.
+        """
+        with self._wake:
+            if self._closing:
+                return None
+            self._closing = True
+            self._queue.clear()
+            self._wake.notify_all()
+        self._worker.join(CLOSE_PATIENCE)
+        self._exporter.cancel(wait=CLOSE_PATIENCE)
+        shown = self.store.latest().scene
+        dirty = self.state.unsaved or shown is not self._history.current.scene
+        kept = self._autosave(shown) if save and dirty else None
+        self._board.close()
+        self._history.close()
+        return kept
+
+    def _autosave(self, scene: Scene) -> Path:
+        fallback = Path(tempfile.gettempdir()) / "ff-studio" / self.run_folder.name
+        for folder in (self.run_folder, fallback):
+            target = folder / "scenes" / "autosave.ckpt"
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._engines.save(scene, target)
+            except (OSError, StudioError) as error:
+                _log.warning("%s: not saved there: %s", target, error)
+                continue
+            self._board.change(notice=f"Unsaved work was kept in {target}.", unsaved=False)
+            return target
+        raise c.CommandError(
+            f"unsaved work could be written neither to {self.run_folder} nor to {fallback}; "
+            "make room and save again."
+        )
+
+    # ------------------------------------------------------------------------------ the worker
+
+    def _work(self) -> None:
+        while True:
+            command = self._take()
+            if self._closing:
+                break
+            try:
+                if command is None:
+                    command = self._step()
+                if command is not None:
+                    self._handle(command)
+            except Exception as error:  # one failed command must not end the session
+                if not isinstance(error, StudioError):
+                    _log.exception("%s failed", type(command).__name__)
+                self._board.change(error=sentence(error, type(command).__name__))
+            with self._wake:
+                self._busy = False
+                self._wake.notify_all()
+        try:
+            self._runner.keep_interrupted()
+        except Exception:  # closing goes on without the last half second
+            _log.exception("the interrupted job could not be kept")
+
+    def _take(self) -> c.Command | None:
+        """The next command, or None when a step of the job is due."""
+        with self._wake:
+            while not self._closing:
+                if self._queue:
+                    self._busy = True
+                    return self._queue.popleft()
+                if not self._runner.due:
+                    self._wake.wait()
+                    continue
+                if time.monotonic() - self._viewer_moved < MOVING:
+                    self._wake.wait(VIEWER_PAUSE)
+                    if self._queue or self._closing:
+                        continue
+                self._busy = True
+                return None
+        return None
+
+    def _step(self) -> c.Command | None:
+        """One step of the job; its failure ends the job and nothing else."""
+        watched = time.monotonic() - self._viewer_moved < WATCHED
+        threads = max(1, self._cpus - 1) if watched else self._cpus
+        try:
+            with self._engines.thread_limit(threads):
+                return self._runner.advance()
+        except Exception as error:  # whatever a job raises, the scene before it is still good
+            self._runner.fail(error)
+            return None
+
+    # ------------------------------------------------------------------------------- commands
+
+    def _handle(self, command: c.Command) -> None:
+        match command:
+            case c.Pause() | c.Resume() | c.StepOnce() | c.Stop() | c.CancelJob():
+                self._runner.control(command)
+            case c.AcceptFrames():
+                self._accept(command)
+            case c.SaveAs():
+                self._save_as(command)
+            case c.Export():
+                target = Path(command.request.path)
+                scene = self.store.latest().scene
+                self._exporter.start(scene, self._before, command.request, self._check(target))
+            case c.CancelExport():
+                self._exporter.cancel()
+            case c.RepairSegment() | c.StartFusion() | c.ComputeFisher():
+                self._runner.require_idle()
+                self._start(command)
+            case c.Undo() | c.Redo() | c.GoTo():
+                self._runner.require_idle()
+                self._travel(command)
+            case _:
+                self._runner.require_idle()
+                scene = c.apply_edit(self._history.current.scene, command)
+                self._history.push(c.edit_label(command), scene)
+                self._runner.show()
+
+    def _accept(self, command: c.AcceptFrames) -> None:
+        frames = self.state.frames
+        unknown = set(command.frames or ()) - {frame.frame for frame in frames}
+        if unknown:
+            raise c.CommandError(f"frame {min(unknown)} is not among the repaired frames.")
+        chosen = {f.frame for f in frames} if command.frames is None else set(command.frames)
+        self._board.change(
+            frames=tuple(
+                replace(f, accepted=command.accepted) if f.frame in chosen else f for f in frames
+            )
+        )
+
+    def _start(self, command: c.RepairSegment | c.StartFusion | c.ComputeFisher) -> None:
+        entry = self._history.current
+        scene = entry.scene
+        trajectory = scene.trajectory
+        if isinstance(command, c.RepairSegment):
+            trajectory.segment(Segment(*command.stage.segment))
+        elif isinstance(command, c.StartFusion) and not any(f.accepted for f in self.state.frames):
+            raise c.CommandError("accept at least one repaired frame first.")
+        stale = scene.fisher is None or len(scene.fisher.blocks) != scene.num_gaussians
+        if isinstance(command, c.ComputeFisher) or stale:
+            follow_up = None if isinstance(command, c.ComputeFisher) else command
+            label = "Evidence of the recorded views"
+            self._runner.begin(fisher_job(self._engines, scene), "fisher", label, follow_up)
+        elif isinstance(command, c.RepairSegment):
+            what = "Preview" if command.preview else "Repair"
+            job = repair_job(self._engines, scene, command.stage, command.preview)
+            self._runner.begin(job, "repair", f"{what} {command.stage.label}")
+        else:
+            self._start_fusion(command, scene, entry.optimizer_state)
+
+    def _start_fusion(self, command: c.StartFusion, scene: Scene, optimizer_state: object) -> None:
+        stage = self.state.stage
+        label = "Fusion" if stage is None else f"Fusion {stage.label}"
+        task = FusionTask(
+            scene=scene,
+            frames=[frame for frame in self.state.frames if frame.accepted],
+            config=FusionConfig(),
+            steps=command.steps,
+            weighting=command.weighting,
+            label=label,
+            optimizer_state=optimizer_state,
+        )
+        if command.steps < 1:
+            raise c.CommandError(f"{command.steps} steps were asked for; at least one is needed.")
+        self._before = scene
+        self._runner.begin(fusion_job(self._engines, task), "fusion", label)
+
+    def _travel(self, command: c.Undo | c.Redo | c.GoTo) -> None:
+        history = self._history
+        labels, cursor = history.labels, history.cursor
+        match command:
+            case c.Undo():
+                target, notice = cursor - 1, f"Undid: {labels[cursor]}"
+            case c.Redo():
+                target, notice = cursor + 1, f"Redid: {labels[min(cursor + 1, len(labels) - 1)]}"
+            case _:
+                target = command.index
+                notice = f"Back at: {labels[target]}" if 0 <= target < len(labels) else ""
+        if not 0 <= target < len(labels):
+            what = {c.Undo: "undo", c.Redo: "redo"}.get(type(command), "go back to")
+            raise c.CommandError(f"there is nothing to {what}.")
+        history.go_to(target)
+        self._runner.show()
+        self._board.change(notice=notice)
+
+    def _check(self, target: Path, scene: Scene | None = None) -> Path:
+        """The target, once it is known that it can be written."""
+        if target.parent.is_relative_to(self.run_folder):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise c.CommandError(f"{target.parent}: {error.strerror}.") from error
+        needed = 16 << 20 if scene is None else c.scene_bytes(scene)
+        c.check_target(target, self._opened_path, needed)
+        return target
+
+    def _save_as(self, command: c.SaveAs) -> None:
+        target = Path(command.path).expanduser()
+        scene = self.store.latest().scene
+        self._check(target, scene)
+        idle = self._runner.idle
+        if idle:
+            self._board.change(job=JobState("save", f"Save {target.name}"))
+        try:
+            self._engines.save(scene, target)
+        finally:
+            if idle:
+                self._board.change(job=None)
+        if idle and target.suffix == ".ckpt":
+            self._runner.mark_saved()
+            self._board.change(path=str(target))
+        self._board.change(notice=f"Saved {target}.")
