@@ -1,14 +1,15 @@
 // Threads and memory shared by all passes.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "frame.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace ff {
 namespace {
@@ -69,15 +70,88 @@ void* Buffer::reserve(size_t bytes) {
     return data_;
 }
 
+namespace {
+
+// One parallel call. The caller works too, so a call always finishes even if no helper wakes up in time.
+struct Job {
+    Body body;
+    void* context;
+    int64_t count;
+    int helpers_wanted;
+    std::atomic<int64_t> next{0};
+    int joined = 0, running = 0;   // guarded by Team::mutex
+    std::condition_variable done;
+
+    void work(int worker) {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, worker, i);
+    }
+};
+
+// Helper threads of the process, shared by all calls: they sleep when idle, never spin, and are not OpenMP's, so they
+// do not quarrel with the runtime that torch brings. Never destroyed: helpers may sleep in it at exit.
+class Team {
+public:
+    static Team& instance() {
+        static Team* team = new Team;
+        return *team;
+    }
+
+    void run(Job& job) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (helpers_ < job.helpers_wanted) {
+                std::thread([this] { help(); }).detach();
+                helpers_++;
+            }
+            jobs_.push_back(&job);
+        }
+        for (int i = 0; i < job.helpers_wanted; i++) wake_.notify_one();
+        job.work(0);
+        std::unique_lock<std::mutex> lock(mutex_);
+        jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
+        job.done.wait(lock, [&] { return job.running == 0; });
+    }
+
+private:
+    Job* open_job() {
+        for (Job* job : jobs_)
+            if (job->joined < job->helpers_wanted && job->next.load(std::memory_order_relaxed) < job->count) return job;
+        return nullptr;
+    }
+
+    void help() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            Job* job = nullptr;
+            wake_.wait(lock, [&] { return (job = open_job()) != nullptr; });
+            const int worker = ++job->joined;
+            job->running++;
+            lock.unlock();
+            job->work(worker);
+            lock.lock();
+            if (--job->running == 0) job->done.notify_one();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<Job*> jobs_;
+    int helpers_ = 0;
+};
+
+}  // namespace
+
 void run_dynamic(int threads, int64_t count, Body body, void* context) {
-#ifdef _OPENMP
-    if (threads > 1 && count > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (int64_t i = 0; i < count; i++) body(context, omp_get_thread_num(), i);
+    if (threads <= 1 || count <= 1) {
+        for (int64_t i = 0; i < count; i++) body(context, 0, i);
         return;
     }
-#endif
-    for (int64_t i = 0; i < count; i++) body(context, 0, i);
+    Job job;
+    job.body = body;
+    job.context = context;
+    job.count = count;
+    job.helpers_wanted = (int)std::min<int64_t>(threads, count) - 1;
+    Team::instance().run(job);
 }
 
 void run_accumulating(const Work& work, int64_t count, Body body, void* context) {
