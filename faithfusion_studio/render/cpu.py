@@ -313,11 +313,20 @@ def _rgb_tiles(meta: RasterizationMeta) -> _Tiles:
     return meta.tiles
 
 
-def _background(meta: RasterizationMeta, camera: int) -> Any:
-    return None if meta.backgrounds is None else meta.backgrounds[camera].numpy()
+def _background(meta: RasterizationMeta, camera: int, images: Tensor | None) -> Any:
+    if images is None:
+        return None if meta.backgrounds is None else meta.backgrounds[camera].numpy()
+    shape = (len(meta.tiles.frames), meta.height, meta.width, 3)
+    if tuple(images.shape) != shape:
+        raise BackendError(
+            f"Found backgrounds of shape {tuple(images.shape)}; expected {shape}, like the images."
+        )
+    return _plain(images[camera]).numpy()
 
 
-def accumulate_information(meta: RasterizationMeta, pixel_weight: Tensor) -> Tensor:
+def accumulate_information(
+    meta: RasterizationMeta, pixel_weight: Tensor, backgrounds: Tensor | None = None
+) -> Tensor:
     """`render.rasterization.accumulate_information` on the CPU."""
     tiles, (threads, fixed) = _rgb_tiles(meta), _work()
     shape = (len(tiles.frames), meta.height, meta.width)
@@ -329,12 +338,19 @@ def accumulate_information(meta: RasterizationMeta, pixel_weight: Tensor) -> Ten
     out = torch.zeros(len(tiles.frames), tiles.count, 45)
     for c, frame in enumerate(tiles.frames):
         _load_core().accumulate(
-            frame, _background(meta, c), weight[c].numpy(), out[c].numpy(), threads, fixed
+            frame,
+            _background(meta, c, backgrounds),
+            weight[c].numpy(),
+            out[c].numpy(),
+            threads,
+            fixed,
         )
     return out
 
 
-def evaluate_information(meta: RasterizationMeta, covariances: Tensor) -> Tensor:
+def evaluate_information(
+    meta: RasterizationMeta, covariances: Tensor, backgrounds: Tensor | None = None
+) -> Tensor:
     """`render.rasterization.evaluate_information` on the CPU."""
     tiles, (threads, _) = _rgb_tiles(meta), _work()
     shape = (len(tiles.frames), tiles.count, 45)
@@ -346,6 +362,6 @@ def evaluate_information(meta: RasterizationMeta, covariances: Tensor) -> Tensor
     out = torch.empty(len(tiles.frames), meta.height, meta.width, 6)
     for c, frame in enumerate(tiles.frames):
         _load_core().evaluate(
-            frame, _background(meta, c), plain[c].numpy(), out[c].numpy(), threads
+            frame, _background(meta, c, backgrounds), plain[c].numpy(), out[c].numpy(), threads
         )
     return out

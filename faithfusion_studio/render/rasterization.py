@@ -254,7 +254,9 @@ def rasterization(
 
 
 def accumulate_information(
-    meta: RasterizationMeta, pixel_weight: Float[Tensor, "C H W"]
+    meta: RasterizationMeta,
+    pixel_weight: Float[Tensor, "C H W"],
+    backgrounds: Float[Tensor, "C H W 3"] | None = None,
 ) -> Float[Tensor, "C N 45"]:
     """Sum weight(p) J_i(p)^T J_i(p) over the pixels of each camera: the screen Fisher blocks.
 
@@ -265,6 +267,7 @@ def accumulate_information(
     Args:
         meta: From `rasterization` with three colour channels (depth may follow).
         pixel_weight: Weight of each pixel's evidence, >= 0.
+        backgrounds: What was put behind the Gaussians after rasterising, such as a sky; None is `meta.backgrounds`.
 
     Returns:
         Upper triangles, row by row, of symmetric 9x9 matrices; zero for Gaussians that were culled.
@@ -272,17 +275,20 @@ def accumulate_information(
     Raises:
         BackendError: The meta has no three colour channels, or the weight has another size.
     """
-    return _backend(meta.device).accumulate_information(meta, pixel_weight)
+    return _backend(meta.device).accumulate_information(meta, pixel_weight, backgrounds)
 
 
 def evaluate_information(
-    meta: RasterizationMeta, covariances: Float[Tensor, "C N 45"]
+    meta: RasterizationMeta,
+    covariances: Float[Tensor, "C N 45"],
+    backgrounds: Float[Tensor, "C H W 3"] | None = None,
 ) -> Float[Tensor, "C H W 6"]:
     """Sum J_i(p) M_i J_i(p)^T over the Gaussians of each pixel: the predictive colour covariance G.
 
     Args:
         meta: From `rasterization` with three colour channels (depth may follow).
         covariances: M_i over the screen record of `accumulate_information`, packed upper triangles of 9x9.
+        backgrounds: As in `accumulate_information`.
 
     Returns:
         G packed as (rr, rg, rb, gg, gb, bb) per pixel; 0 where nothing was drawn.
@@ -290,4 +296,4 @@ def evaluate_information(
     Raises:
         BackendError: The meta has no three colour channels, or the covariances have another shape.
     """
-    return _backend(meta.device).evaluate_information(meta, covariances)
+    return _backend(meta.device).evaluate_information(meta, covariances, backgrounds)

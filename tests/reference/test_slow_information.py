@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from slow_information import chain, fisher, information_gain, load_golden, nats, record_jacobians
 
 NAMES = ["plain_sh0", "plain_sh3", "hard_sh1", "crowd_sh2"]

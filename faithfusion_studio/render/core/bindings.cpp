@@ -84,14 +84,19 @@ void backward(Frame& frame, Input means, Input quats, Input scales, Input opacit
     backward_frame(frame, Work{threads, deterministic}, bg, v_color.data(), v_alpha.data(), g.absgrad != nullptr, g);
 }
 
+// One colour [3], or one per pixel [H, W, 3].
+Backdrop backdrop(const std::optional<Input>& background) {
+    return {pointer(background), background && background->ndim() == 3};
+}
+
 void accumulate(const Frame& frame, std::optional<Input> background, Input weight, Array out, int threads, bool deterministic) {
-    const float* bg = pointer(background);
+    const Backdrop bg = backdrop(background);
     nb::gil_scoped_release release;
     kernels().accumulate(frame, Work{threads, deterministic}, bg, weight.data(), out.data());
 }
 
 void evaluate(const Frame& frame, std::optional<Input> background, Input covariances, Array out, int threads) {
-    const float* bg = pointer(background);
+    const Backdrop bg = backdrop(background);
     nb::gil_scoped_release release;
     kernels().evaluate(frame, Work{threads, false}, bg, covariances.data(), out.data());
 }

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels.h"
@@ -65,6 +66,16 @@ ChainView make_view(const nb::tuple& t) {
     return v;
 }
 
+// Writes which Gaussians a frame drew into an array of its `visible` length.
+void visible_gaussians(const Frame& frame, nb::ndarray<int32_t, nb::c_contig, nb::device::cpu> out) {
+    int32_t* to = out.data();
+    const int32_t* counts = frame.chunk_counts.as<int32_t>();
+    for (int64_t c = 0; c < frame.chunks; c++) {
+        const int32_t* from = frame.gaussians.as<int32_t>() + c * kChunk;
+        to = std::copy(from, from + counts[c], to);
+    }
+}
+
 void fisher_chain(nb::tuple view, Input information, Array blocks, Array sh_evidence, int threads) {
     const ChainView v = make_view(view);
     nb::gil_scoped_release release;
@@ -87,6 +98,7 @@ void posterior_covariances(nb::tuple view, Input factors, nb::object sh_evidence
 }  // namespace
 
 void bind_chain(nb::module_& m) {
+    m.def("visible_gaussians", &visible_gaussians);
     m.def("fisher_chain", &fisher_chain);
     m.def("factor_blocks", &factor_blocks);
     m.def("posterior_covariances", &posterior_covariances);

@@ -25,21 +25,16 @@ struct Chain {
 };
 
 // Row `index[l]` of a [., width] array into lane l; missing lanes repeat the last row.
-static FF_INLINE void gather(const float* base, int64_t width, const int64_t* index, F* out, int used) {
+static FF_INLINE void gather(const float* base, int64_t width, const int32_t* index, F* out, int used) {
     alignas(64) float t[16 * kBlock];
     for (int l = 0; l < 16; l++) {
-        const float* row = base + index[l] * width;
+        const float* row = base + (int64_t)index[l] * width;
         for (int k = 0; k < used; k++) t[k * 16 + l] = row[k];
     }
     for (int k = 0; k < used; k++) out[k] = load(t + 16 * k);
 }
 
-static FF_INLINE void gather_rows(const float* base, int width, const int64_t* index, float* out) {
-    for (int l = 0; l < 16; l++)
-        for (int k = 0; k < width; k++) out[l * width + k] = base[index[l] * width + k];
-}
-
-static FF_INLINE void color_chain(const ChainView& view, const Geometry& g, const int64_t* index, Chain& out) {
+static FF_INLINE void color_chain(const ChainView& view, const Geometry& g, const int32_t* index, Chain& out) {
     F v[3], n[3];
     for (int k = 0; k < 3; k++) v[k] = g.m[k] - F(view.cam.origin[k]);
     F inverse = F(1.0f) / sqrt(max(v[0] * v[0] + v[1] * v[1] + v[2] * v[2], F(1e-24f)));
@@ -109,7 +104,7 @@ static FF_INLINE void mean_chain(const Camera& cam, const Geometry& g, Chain& ou
 }
 
 // Means of moving objects are stored in the frame of the object.
-static FF_INLINE void into_nodes(const ChainView& view, const int64_t* index, Chain& out) {
+static FF_INLINE void into_nodes(const ChainView& view, const int32_t* index, Chain& out) {
     bool moving = false;
     alignas(64) float rotation[9][16];
     for (int l = 0; l < 16; l++) {
@@ -126,15 +121,14 @@ static FF_INLINE void into_nodes(const ChainView& view, const int64_t* index, Ch
     }
 }
 
-static FF_INLINE void make_chain(const ChainView& view, const int64_t* index, Chain& out) {
-    alignas(64) float means[48], quats[64], scales[48];
-    gather_rows(view.means, 3, index, means);
-    gather_rows(view.quats, 4, index, quats);
-    gather_rows(view.scales, 3, index, scales);
+static FF_INLINE void make_chain(const ChainView& view, const int32_t* index, Chain& out) {
+    Inputs in;
+    in.quats = view.quats;
+    in.scales = view.scales;
     Geometry g;
-    for (int k = 0; k < 3; k++) g.m[k] = load_strided(means + k, 3, 16);
+    for (int k = 0; k < 3; k++) g.m[k] = load_indexed(view.means + k, 3, index);
     camera_position(view.cam, g);
-    geometry(view.cam, quats, scales, 16, g);
+    geometry(view.cam, in, index, g);
     mean_chain(view.cam, g, out);
     shape_chain(g, out);
     color_chain(view, g, index, out);
@@ -142,7 +136,7 @@ static FF_INLINE void make_chain(const ChainView& view, const int64_t* index, Ch
     if (view.nodes) into_nodes(view, index, out);
 }
 
-static FF_INLINE int take(const ChainView& view, int64_t first, int64_t* index, int64_t* row) {
+static FF_INLINE int take(const ChainView& view, int64_t first, int32_t* index, int32_t* row) {
     const int count = (int)std::min<int64_t>(16, view.count - first);
     for (int l = 0; l < 16; l++) {
         index[l] = view.visible[first + std::min(l, count - 1)];
@@ -151,20 +145,20 @@ static FF_INLINE int take(const ChainView& view, int64_t first, int64_t* index, 
     return count;
 }
 
-static void add_evidence(const ChainView& view, const Chain& chain, const int64_t* row, int count, const F* S, float* evidence) {
+static void add_evidence(const ChainView& view, const Chain& chain, const int32_t* row, int count, const F* S, float* evidence) {
     const int bands = view.sh_coefficients - 1, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
     for (int ch = 0; ch < 3; ch++) {
         F colour = S[upper(6 + ch, 6 + ch, kRecord)] * chain.lit[ch];
         for (int k = 0; k < used; k++) {
             alignas(64) float t[16];
             store(t, colour * chain.basis[k + 1] * chain.basis[k + 1]);
-            for (int l = 0; l < count; l++) evidence[(row[l] * bands + k) * 3 + ch] += t[l];
+            for (int l = 0; l < count; l++) evidence[((int64_t)row[l] * bands + k) * 3 + ch] += t[l];
         }
     }
 }
 
 static void fisher_group(const ChainView& view, int64_t first, const float* information, float* blocks, float* sh_evidence) {
-    int64_t index[16], row[16];
+    int32_t index[16], row[16];
     const int count = take(view, first, index, row);
     Chain chain;
     make_chain(view, index, chain);
@@ -188,7 +182,7 @@ static void fisher_group(const ChainView& view, int64_t first, const float* info
         }
     }
     for (int l = 0; l < count; l++)
-        for (int i = 0; i < kBlock; i++) blocks[row[l] * kBlock + i] += sums[i][l];
+        for (int i = 0; i < kBlock; i++) blocks[(int64_t)row[l] * kBlock + i] += sums[i][l];
     if (view.sh_coefficients > 1) add_evidence(view, chain, row, count, S, sh_evidence);
 }
 
@@ -200,10 +194,12 @@ static void fisher(const ChainView& view, int threads, const float* information,
     });
 }
 
-// Cholesky and inverse of eight blocks in double precision. A Schur pivot of H + prior is never below the prior itself
-// when H is a sum of squares; holding it there keeps rounding from making a well-observed block indefinite.
-static void factor_eight(const float* const* blocks, const float* const* priors, double L[kParameters][kParameters][8]) {
+// Cholesky and inverse of eight blocks in double precision, the diagonal of H raised by the fraction `raise`. False in the
+// lanes where a Schur pivot of H + prior falls below half the prior, which rounding of H alone can cause: H is a sum of squares.
+static void factor_eight(const float* const* blocks, const float* const* priors, const double* raise,
+                         double L[kParameters][kParameters][8], bool* sound) {
     alignas(64) double prior[8], inverse[kParameters][8];
+    for (int l = 0; l < 8; l++) sound[l] = true;
     for (int a = 0; a < kParameters; a++) {
         for (int l = 0; l < 8; l++) prior[l] = priors[l][a];
         for (int b = a; b < kParameters; b++) {
@@ -211,13 +207,15 @@ static void factor_eight(const float* const* blocks, const float* const* priors,
             const int k = upper(a, b, kParameters);
             for (int l = 0; l < 8; l++) sum[l] = blocks[l][k];
             if (a == b)
-                for (int l = 0; l < 8; l++) sum[l] += prior[l];
+                for (int l = 0; l < 8; l++) sum[l] += prior[l] + raise[l] * sum[l];
             for (int c = 0; c < a; c++)
                 for (int l = 0; l < 8; l++) sum[l] -= L[a][c][l] * L[b][c][l];
-            if (a == b)
+            if (a == b) {
+                for (int l = 0; l < 8; l++) sound[l] &= sum[l] >= 0.5 * prior[l];
                 for (int l = 0; l < 8; l++) inverse[a][l] = 1.0 / std::sqrt(std::max(sum[l], prior[l]));
-            else
+            } else {
                 for (int l = 0; l < 8; l++) L[b][a][l] = sum[l] * inverse[a][l];
+            }
         }
     }
     for (int b = 0; b < kParameters; b++) {   // rows of the inverse replace those of L from the top
@@ -234,6 +232,20 @@ static void factor_eight(const float* const* blocks, const float* const* priors,
     }
 }
 
+static void factor_soundly(const float* const* blocks, const float* const* priors, double L[kParameters][kParameters][8]) {
+    alignas(64) double raise[8] = {};
+    bool sound[8], again = true;
+    while (again) {
+        factor_eight(blocks, priors, raise, L, sound);
+        again = false;
+        for (int l = 0; l < 8; l++)
+            if (!sound[l] && raise[l] < 1e-2) {
+                raise[l] = raise[l] > 0 ? 10 * raise[l] : 1e-6;
+                again = true;
+            }
+    }
+}
+
 static void factor(int threads, int64_t count, const float* blocks, const float* prior, bool diagonal, float* factors) {
     constexpr int64_t step = 256;
     parallel_for(threads, (count + step - 1) / step, [&](int, int64_t task) {
@@ -247,7 +259,7 @@ static void factor(int threads, int64_t count, const float* blocks, const float*
                 own[l] = prior + i * kParameters;
             }
             alignas(64) double L[kParameters][kParameters][8];
-            if (!diagonal) factor_eight(block, own, L);
+            if (!diagonal) factor_soundly(block, own, L);
             for (int l = 0; l < lanes; l++) {
                 float* out = factors + (first + l) * kBlock;
                 for (int b = 0, k = 0; b < kParameters; b++)
@@ -261,7 +273,7 @@ static void factor(int threads, int64_t count, const float* blocks, const float*
     });
 }
 
-static FF_INLINE void sh_term(const ChainView& view, const Chain& chain, const int64_t* row, const float* evidence, float prior,
+static FF_INLINE void sh_term(const ChainView& view, const Chain& chain, const int32_t* row, const float* evidence, float prior,
                               F* colour) {
     const int bands = view.sh_coefficients - 1, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
     F known[45];
@@ -275,7 +287,7 @@ static FF_INLINE void sh_term(const ChainView& view, const Chain& chain, const i
 
 static void posterior_group(const ChainView& view, int64_t first, const float* factors, const float* sh_evidence, float sh_prior,
                             float scale, float* out) {
-    int64_t index[16], row[16];
+    int32_t index[16], row[16];
     const int count = take(view, first, index, row);
     Chain chain;
     make_chain(view, index, chain);
@@ -303,7 +315,7 @@ static void posterior_group(const ChainView& view, int64_t first, const float* f
             store(packed[k++], sum * F(scale));
         }
     for (int l = 0; l < count; l++)
-        for (int i = 0; i < kPacked; i++) out[index[l] * kPacked + i] = packed[i][l];
+        for (int i = 0; i < kPacked; i++) out[(int64_t)index[l] * kPacked + i] = packed[i][l];
 }
 
 static void posterior(const ChainView& view, int threads, const float* factors, const float* sh_evidence, float sh_prior, float scale,

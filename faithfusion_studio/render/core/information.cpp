@@ -22,11 +22,15 @@ struct Behind {
     F t, color[3];
 };
 
-static FF_INLINE void start(const Tile& tile, const float* background, Behind state[16], F stop[16]) {
+static FF_INLINE void start(const Frame& f, const Tile& tile, Backdrop background, Behind state[16], F stop[16]) {
     for (int b = 0; b < 16; b++) {
         state[b].t = load(tile.final_t + 16 * b);
         stop[b] = load(tile.stops + 16 * b);
-        for (int k = 0; k < 3; k++) state[b].color[k] = background ? F(background[k]) : F(0.0f);
+        for (int k = 0; k < 3; k++) {
+            if (!background.color) state[b].color[k] = F(0.0f);
+            else if (background.per_pixel) state[b].color[k] = load_pixels(background.color, f.cam, tile, b, 3, k);
+            else state[b].color[k] = F(background.color[k]);
+        }
     }
 }
 
@@ -87,12 +91,12 @@ static FF_INLINE void add_moments(const Sight& s, F weight, F* a) {
     a[33] += ww;
 }
 
-static void accumulate_tile(const Frame& f, int64_t index, const float* background, const float* weight, float* rows) {
+static void accumulate_tile(const Frame& f, int64_t index, Backdrop background, const float* weight, float* rows) {
     const Tile tile = tile_at(f, index);
     if (!tile.count) return;
     Behind state[16];
     F stop[16], weights[16];
-    start(tile, background, state, stop);
+    start(f, tile, background, state, stop);
     for (int b = 0; b < 16; b++) weights[b] = load_pixels(weight, f.cam, tile, b, 1, 0);
     for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
         const uint32_t* masks = tile.contributed + batch * 16;
@@ -154,7 +158,7 @@ static FF_INLINE void pack_information(const float* sums, float opacity, uint8_t
 }
 
 // out [n, 45] holds zeros; only visible Gaussians are written.
-static void accumulate(const Frame& f, const Work& work, const float* background, const float* weight, float* out) {
+static void accumulate(const Frame& f, const Work& work, Backdrop background, const float* weight, float* out) {
     Buffer memory;
     const int64_t size = f.slots() * kMomentRow;
     const int workers = work.workers();
@@ -234,11 +238,11 @@ static FF_INLINE void add_information(const Sight& s, const float* c, F g[6]) {
             g[n] = fma(ww, fma(s.gamma[i], l[j], fma(s.gamma[j], l[i], F(c[33 + n]))), g[n]);
 }
 
-static void evaluate_tile(const Frame& f, int64_t index, const float* background, const float* coefficients, float* out) {
+static void evaluate_tile(const Frame& f, int64_t index, Backdrop background, const float* coefficients, float* out) {
     const Tile tile = tile_at(f, index);
     Behind state[16];
     F stop[16], g[16][6];
-    start(tile, background, state, stop);
+    start(f, tile, background, state, stop);
     for (int b = 0; b < 16; b++)
         for (int k = 0; k < 6; k++) g[b][k] = F(0.0f);
     for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
@@ -276,7 +280,7 @@ static void evaluate_tile(const Frame& f, int64_t index, const float* background
         for (int k = 0; k < 6; k++) store_pixels(out, f.cam, tile, b, 6, k, g[b][k]);
 }
 
-static void evaluate(const Frame& f, const Work& work, const float* background, const float* covariances, float* out) {
+static void evaluate(const Frame& f, const Work& work, Backdrop background, const float* covariances, float* out) {
     Buffer memory;
     float* coefficients = memory.get<float>((size_t)f.slots() * kCoefficients);
     const int32_t* counts = f.chunk_counts.as<int32_t>();

@@ -4,6 +4,11 @@
 
 namespace ff {
 
+struct Backdrop {   // what is behind the Gaussians
+    const float* color = nullptr;
+    bool per_pixel = false;
+};
+
 struct Kernels {
     const char* name;
     void (*project)(Frame&, const Work&);
@@ -14,8 +19,9 @@ struct Kernels {
     void (*blend_backward)(const Frame&, const Work&, int count, const float* background, const float* v_color,
                            int stride, const float* v_alpha, bool absgrad, float* rows);
     void (*project_backward)(const Frame&, const Work&, const float* rows, const Gradients&);
-    void (*accumulate)(const Frame&, const Work&, const float* background, const float* weight, float* out);
-    void (*evaluate)(const Frame&, const Work&, const float* background, const float* covariances, float* out);
+    // background [3], or [H, W, 3] where it differs from pixel to pixel, or null
+    void (*accumulate)(const Frame&, const Work&, Backdrop background, const float* weight, float* out);
+    void (*evaluate)(const Frame&, const Work&, Backdrop background, const float* covariances, float* out);
 };
 
 const Kernels& kernels();                      // the best for this machine, or FAITHFUSION_SIMD=baseline|avx2|avx512
