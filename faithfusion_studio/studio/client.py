@@ -1,0 +1,247 @@
+"""One browser: its view, picture, timeline, tabs and keys, wired together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import viser
+
+from faithfusion_studio.cameras import Segment, Trajectory
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.studio.keys import keys, register
+from faithfusion_studio.studio.legend import legend
+from faithfusion_studio.studio.lens import pose_of
+from faithfusion_studio.studio.panels.look import add_look_panel
+from faithfusion_studio.studio.panels.quality import add_quality_panel
+from faithfusion_studio.studio.panels.timeline import add_timeline_panel
+from faithfusion_studio.studio.player import Player
+from faithfusion_studio.studio.scene_graph import PathGraph
+from faithfusion_studio.studio.view_state import CALLBACK_ERRORS, View, ViewState, describe
+from faithfusion_studio.studio.viewport import Viewport
+from faithfusion_studio.studio.window import ClientWindow, PathFollower
+
+DOCK_WIDTH = 384
+TIMELINE_WIDTH = 700
+UPDATE_INTERVAL = 0.1
+"""Panels show a new session state at most this often, s."""
+
+_log = logging.getLogger(__name__)
+
+
+class ClientStudio:
+    """Everything one browser has: its view, window, viewport, panels and keys."""
+
+    def __init__(self, client: viser.ClientHandle, session: Any) -> None:
+        self._session = session
+        self._client = client
+        self._news = threading.Event()
+        self._closed = False
+        self.window = ClientWindow(client)
+        scene = session.store.latest().scene
+        self.view = View(_first_view(scene), num_frames=_num_frames(scene), window=self.window)
+        self.follower = PathFollower(self.window, self._recorded)
+        self.window.set_clock(self._time)
+        self.viewport = Viewport(
+            self.window, session, self.view, before=lambda: session.before_scene
+        )
+        self.player = Player(self.view, self._recorded)
+        self.graph = PathGraph(client, self._snap)
+        self._updates: list[Callable[[Any], None]] = []
+        self._errors_seen = session.state.error_id
+        self._notices_seen = session.state.notice_id
+        self._last_place: tuple[int, float, float, bool] | None = None
+        self._unsubscribe = session.subscribe(lambda _state: self._news.set())
+        self._thread = threading.Thread(target=self._watch, name="panels", daemon=True)
+
+    def open(self) -> None:
+        """Build the window and begin drawing."""
+        recorded = self._recorded()
+        if recorded is not None:
+            self.graph.draw_recording(recorded)
+        self._start_on_path()
+        self.view.subscribe(self._follow)
+        self._follow(self.view.get())
+        self.viewport.start()
+        self.player.start()
+        self._build(self._client.gui)
+        self._client.camera.on_update(lambda _camera: self._camera_moved())
+        self._client.scene.on_click(modifier="shift")(self._probe)
+        self._news.set()
+        self._thread.start()
+
+    def close(self) -> None:
+        """The browser is gone; nothing of the session is."""
+        self._closed = True
+        self._unsubscribe()
+        self._news.set()
+        self.player.close()
+        self.viewport.close()
+
+    def _build(self, gui: Any) -> None:
+        gui.configure_theme(
+            dark_mode=True, show_logo=False, show_share_button=False, brand_color=(64, 156, 255)
+        )
+        gui.set_panel_label("FaithFusion Studio")
+        gui.main_panel.dock_right()
+        gui.main_panel.set_width(DOCK_WIDTH)
+        card = gui.add_html(_overlay(legend(self.view.get(), self.view.measurement)))
+        tabs = gui.add_tab_group()
+        for title, builder in _tabs():
+            with tabs.add_tab(title):
+                self._updates.append(builder(gui, self._session, self.view))
+        timeline = gui.add_panel()
+        with timeline.add_tab("Drive"):
+            update = add_timeline_panel(gui, self._session, self.view, self.back_to_path)
+            self._updates.append(update)
+        timeline.float(x=12, y=-12, width=TIMELINE_WIDTH)
+        register(gui, self.view, keys(self._session, self.view, self.back_to_path))
+
+        def show_legend(_news: Any) -> None:
+            text = _overlay(legend(self.view.get(), self.view.measurement))
+            if card.content != text:
+                card.content = text
+
+        self.view.subscribe(show_legend)
+        self.view.on_measured(show_legend)
+
+    def back_to_path(self) -> None:
+        """From free flight back to the shown path."""
+        state = self.view.get()
+        if state.follow:
+            self.follower.go(state.frame, state.offset, state.fov_scale)
+        self.view.set(follow=True)
+
+    def _recorded(self) -> Trajectory | None:
+        capture = self._session.store.latest().scene.capture
+        return None if capture is None or not capture.trajectory.cameras else capture.trajectory
+
+    def _time(self) -> float:
+        recorded = self._recorded()
+        if recorded is None:
+            return 0.0
+        return recorded.cameras[min(self.view.get().frame, len(recorded) - 1)].time
+
+    def _start_on_path(self) -> None:
+        """On the first recorded camera, unless the address asked for another one."""
+        pose, camera = self.window.pose(), self.follower.camera(0, 0.0)
+        if pose is None or camera is None:
+            return
+        first = pose_of(camera, self.window.canvas)
+        if sum(abs(a - b) for a, b in zip(pose.position, first.position, strict=True)) < 1e-2:
+            self.follower.go(0, 0.0, 1.0)
+        else:
+            self.view.set(follow=False)
+
+    def _snap(self, frame: int) -> None:
+        self.view.set(frame=frame, offset=0.0, follow=True, playing=False)
+
+    def _follow(self, state: ViewState) -> None:
+        """Move the browser's camera when the place on the path changed."""
+        shown = self.follower.path(state.offset)
+        place = (state.frame, state.offset, state.fov_scale, state.follow)
+        if place != self._last_place:
+            moved = self._last_place is not None
+            self._last_place = place
+            if moved and state.follow:
+                self.follower.go(state.frame, state.offset, state.fov_scale)
+        self.graph.update(state, shown)
+
+    def _camera_moved(self) -> None:
+        state = self.view.get()
+        on_path = self.follower.is_on_path(state.frame, state.offset)
+        if on_path and not self.follower.fits_canvas(state.frame, state.offset, state.fov_scale):
+            self.follower.go(state.frame, state.offset, state.fov_scale)
+        if state.follow != on_path and self.view.num_frames > 0:
+            self._last_place = (state.frame, state.offset, state.fov_scale, on_path)
+            self.view.set(follow=on_path, playing=state.playing and on_path)
+        self.viewport.wake()
+
+    def _probe(self, event: Any) -> None:
+        if event.client is None or event.screen_pos is None:
+            return
+        x, y = event.screen_pos
+        with reported(self.view):
+            self.viewport.probe(float(x), float(y))
+
+    def _watch(self) -> None:
+        """Shows the newest session state; the writer never waits for a browser."""
+        while not self._closed:
+            self._news.wait()
+            self._news.clear()
+            if self._closed:
+                return
+            state = self._session.state
+            self._announce(state)
+            for update in self._updates:
+                with reported(self.view):
+                    update(state)
+            self.viewport.wake()
+            threading.Event().wait(UPDATE_INTERVAL)
+
+    def _announce(self, state: Any) -> None:
+        if state.error_id > self._errors_seen and state.error:
+            self.view.notify("Not done", state.error, error=True)
+        if state.notice_id > self._notices_seen and state.notice:
+            self.view.notify(state.notice)
+        self._errors_seen, self._notices_seen = state.error_id, state.notice_id
+
+
+@contextlib.contextmanager
+def reported(view: View) -> Iterator[None]:
+    """Whatever fails in a panel becomes a message; the studio goes on."""
+    try:
+        yield
+    except StudioError as error:
+        view.notify("Not possible", str(error), error=True)
+    except CALLBACK_ERRORS as error:
+        _log.exception("a panel failed")
+        view.notify("A panel could not be updated", describe(error), error=True)
+
+
+def _num_frames(scene: Scene) -> int:
+    return 0 if scene.capture is None else len(scene.capture.trajectory)
+
+
+def _first_view(scene: Scene) -> ViewState:
+    count = _num_frames(scene)
+    start, stop = (10, 31) if count > 40 else (count // 4, max(3 * count // 4, 1))
+    return ViewState(segment=Segment(start, max(stop, start + 1)))
+
+
+def _tabs() -> list[tuple[str, Callable[[Any, Any, View], Callable[[Any], None]]]]:
+    """The tabs in the order of the work; those of the session's part are found by name."""
+    return [
+        ("Look", add_look_panel),
+        ("Repair", _panel("repair")),
+        ("Fuse", _panel("fusion")),
+        ("Quality", add_quality_panel),
+        ("Export", _panel("export")),
+        ("Scene", _panel("scene")),
+    ]
+
+
+def _panel(name: str) -> Callable[[Any, Any, View], Callable[[Any], None]]:
+    module = f"faithfusion_studio.studio.panels.{name}"
+    if find_spec(module) is None:
+        return _missing_panel
+    return getattr(import_module(module), f"add_{name}_panel")
+
+
+def _missing_panel(gui: Any, _session: Any, _view: View) -> Callable[[Any], None]:
+    gui.add_markdown("Not part of this installation.")
+    return lambda _state: None
+
+
+def _overlay(card: str) -> str:
+    """The legend lies on the picture, not in the dock."""
+    return (
+        '<div style="position:fixed;left:12px;top:12px;max-width:380px;pointer-events:none;'
+        f'z-index:5;">{card}</div>'
+    )

@@ -1,0 +1,172 @@
+"""Take it away: a video of a path in chosen layers, or the splats themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faithfusion_studio.session.commands import CancelExport, Export, ExportRequest
+from faithfusion_studio.session.state import SessionState
+from faithfusion_studio.studio.view_state import View, ViewState
+from faithfusion_studio.studio.widgets import PLAIN, JobBar, change, next_step, note, set_button
+
+PATHS = {
+    "Shown path": "shown",
+    "Segment of the shown path": "segment",
+    "Recorded drive": "recorded",
+}
+LAYERS = {"Colour": "rgb", "EIG": "eig", "Depth": "depth"}
+LAYOUTS = {
+    "One after the other": "single",
+    "Side by side": "side-by-side",
+    "Before | after the last fusion": "before-after",
+}
+SIZES = {"As recorded": None, "1280 wide": 1280, "960 wide": 960, "640 wide": 640, "480 wide": 480}
+
+
+def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
+    """Build the tab Export in the current container; returns what shows a new session state."""
+    path = gui.add_dropdown("Path", tuple(PATHS), "Segment of the shown path")
+    what = gui.add_html("")
+    layers = {key: gui.add_checkbox(title, key == "rgb") for title, key in LAYERS.items()}
+    layout = gui.add_dropdown("Layout", tuple(LAYOUTS), "Before | after the last fusion")
+    more = gui.add_folder("More", expand_by_default=False)
+    with more:
+        fps = gui.add_slider("Frames per second", 2, 30, 1, 10)
+        size = gui.add_dropdown("Size", tuple(SIZES), "As recorded")
+        caption = gui.add_text("Caption", "", hint="Burned into the lower left corner.")
+        name = gui.add_text("File name", "", hint="Empty: a name is made from path and layout.")
+    video = gui.add_button("Export MP4")
+    splats = gui.add_button("Export splats (PLY)", hint="Opens in other 3DGS viewers.")
+    why = gui.add_html("")
+    bar = JobBar(gui)
+    cancel = gui.add_button("Cancel export", visible=False, color="red")
+    show_files = _add_files(gui, session, view)
+
+    def request() -> ExportRequest:
+        shown = view.get()
+        chosen = tuple(key for key, box in layers.items() if box.value) or ("rgb",)
+        kind = PATHS[path.value]
+        stem = name.value.strip() or _stem(kind, LAYOUTS[layout.value], shown)
+        target = session.run_folder / "videos" / f"{Path(stem).name.removesuffix('.mp4')}.mp4"
+        return ExportRequest(
+            str(_free(target)),
+            camera_path=kind,
+            lateral_offset=shown.offset,
+            segment=tuple(shown.segment),
+            layers=chosen,
+            layout=LAYOUTS[layout.value],
+            fps=float(fps.value),
+            size=_pixels(session, SIZES[size.value]),
+            caption=caption.value.strip(),
+        )
+
+    @video.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        session.submit(Export(request()))
+
+    @splats.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        target = session.run_folder / "ply" / f"{name.value.strip() or 'splats'}.ply"
+        session.submit(Export(ExportRequest(str(_free(target)))))
+
+    @cancel.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        session.submit(CancelExport())
+
+    def show_choice(shown: ViewState) -> None:
+        change(what, content=note(_describe(PATHS[path.value], shown, view.num_frames)))
+
+    @path.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        show_choice(view.get())
+
+    view.subscribe(show_choice)
+    show_choice(view.get())
+
+    def update(state: SessionState) -> None:
+        busy = "" if state.export is None else f"Export: {state.export.label} is running."
+        need = (
+            ""
+            if state.has_recording
+            else "Export of a video needs a recording: open a scene that has one."
+        )
+        eig = layers["eig"].value and not state.fisher_ready
+        evidence = "EIG is not available: measure the evidence in the tab Look." if eig else ""
+        set_button(video, busy or need or evidence, highlight=next_step(state) == "export")
+        set_button(splats, busy)
+        change(why, content=note((need or evidence) if not busy else "", warn=True))
+        bar.show(state.export)
+        change(cancel, visible=state.export is not None)
+        show_files(state)
+
+    return update
+
+
+def _add_files(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
+    """What was exported, newest first, with a download."""
+    folder = gui.add_folder("Exported", visible=False)
+    with folder:
+        files = gui.add_dropdown("File", ("-",))
+        where = gui.add_html("")
+        download = gui.add_button("Download", color=PLAIN)
+
+    def chosen(state: SessionState) -> Path:
+        return next(Path(p) for p in reversed(state.exports) if Path(p).name == files.value)
+
+    @download.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        file = chosen(session.state)
+        view.download(file.name, file.read_bytes())
+
+    @files.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        change(where, content=note(str(chosen(session.state))))
+
+    def update(state: SessionState) -> None:
+        change(folder, visible=bool(state.exports))
+        names = tuple(dict.fromkeys(Path(p).name for p in reversed(state.exports)))
+        if names and files.options != names:
+            files.options = names
+            files.value = names[0]
+            change(where, content=note(str(chosen(state))))
+
+    return update
+
+
+def _describe(kind: str, shown: ViewState, num_frames: int) -> str:
+    first, last = shown.segment[0], shown.segment[1] - 1
+    return {
+        "recorded": f"All {num_frames} frames of the drive, as recorded.",
+        "shown": f"All {num_frames} frames, {shown.offset:+g} m.",
+        "segment": f"Frames {first} to {last}, {shown.offset:+g} m.",
+    }[kind]
+
+
+def _stem(kind: str, layout: str, shown: ViewState) -> str:
+    parts = [kind] if kind == "recorded" else [kind, f"{shown.offset:+g}m"]
+    return "_".join([*parts, layout])
+
+
+def _free(target: Path) -> Path:
+    """The name, or the same with a number, so that no earlier export is replaced."""
+    path, number = target, 2
+    while path.exists():
+        path, number = target.with_stem(f"{target.stem}-{number}"), number + 1
+    return path
+
+
+def _pixels(session: Any, width: int | None) -> tuple[int, int] | None:
+    """Even sizes of the recorded shape, as video encoders want them."""
+    scene = session.store.latest().scene
+    if width is None or scene.capture is None:
+        return None
+    camera = scene.capture.trajectory.cameras[0]
+    return width, max(2, round(width * camera.height / camera.width / 2) * 2)

@@ -1,0 +1,139 @@
+"""What is wrong here, and what would be put there? Engine, preview, repair, and the strip to judge."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.session.commands import RepairSegment, Stop
+from faithfusion_studio.session.engines import RepairEngine
+from faithfusion_studio.session.state import SessionState
+from faithfusion_studio.studio.frame_strip import FrameStrip
+from faithfusion_studio.studio.view_state import View, ViewState
+from faithfusion_studio.studio.widgets import (
+    JobBar,
+    change,
+    duration,
+    next_step,
+    note,
+    raw_note,
+    set_button,
+)
+
+
+def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
+    """Build the tab Repair in the current container; returns what shows a new session state."""
+    engines: dict[str, RepairEngine] = {e.title: e for e in session.repair_engines()}
+    what = gui.add_html("")
+    engine = gui.add_dropdown("Engine", tuple(engines))
+    about = gui.add_html("")
+    preview = gui.add_button("Preview this frame", hint="Key R: repair only the frame shown.")
+    repair = gui.add_button("Repair segment")
+    why = gui.add_html("")
+    bar = JobBar(gui)
+    stop = gui.add_button("Stop and keep the frames so far", visible=False, color="red")
+    strip = FrameStrip(gui, session, view)
+
+    def stage() -> Stage:
+        shown = view.get()
+        return Stage(
+            segment=tuple(shown.segment),
+            lateral_offset=shown.offset,
+            engine=engines[engine.value].name,
+            eig_threshold=shown.threshold[1],
+        )
+
+    def show_choice(shown: ViewState) -> None:
+        wanted = stage()
+        count = wanted.segment[1] - wanted.segment[0]
+        change(what, content=raw_note(_describe(wanted, count)))
+        change(about, content=raw_note(_describe_engine(engines[engine.value], count)))
+        show_buttons(session.state)
+
+    def show_buttons(state: SessionState) -> None:
+        reason = _reason(state, stage(), engines[engine.value])
+        step = next_step(state)
+        moved = state.stage is None or state.stage.label != stage().label
+        set_button(preview, reason)
+        set_button(repair, reason, highlight=step == "repair" or (step != "wait" and moved))
+        working = state.job is not None and state.job.kind in ("repair", "fisher")
+        change(why, content=note(reason if not working else "", warn=True))
+        change(stop, visible=working)
+
+    @preview.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        frame = view.get().frame
+        wanted = stage()
+        single = Stage(
+            (frame, frame + 1),
+            wanted.lateral_offset,
+            wanted.engine,
+            eig_threshold=wanted.eig_threshold,
+        )
+        session.submit(RepairSegment(single, preview=True))
+
+    @repair.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        session.submit(RepairSegment(stage()))
+
+    @stop.on_click
+    @view.guarded
+    def _(_event: Any) -> None:
+        session.submit(Stop())
+
+    @engine.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        show_choice(view.get())
+
+    view.subscribe(show_choice)
+
+    def update(state: SessionState) -> None:
+        working = state.job is not None and state.job.kind in ("repair", "fisher")
+        bar.show(state.job if working else None)
+        show_buttons(state)
+        strip.update(state)
+
+    show_choice(view.get())
+    return update
+
+
+def _describe(stage: Stage, count: int) -> str:
+    side = "left" if stage.lateral_offset > 0 else "right"
+    where = (
+        f"{abs(stage.lateral_offset):g} m to the {side}" if stage.lateral_offset else "no offset"
+    )
+    first, last = stage.segment[0], stage.segment[1] - 1
+    return (
+        f"<b>Frames {first} to {last}</b> ({count}), <b>{where}</b>: pixels with EIG of "
+        f"{stage.eig_threshold:.2f} or more (UCR) are repaired. Set these in the timeline and in Look."
+    )
+
+
+def _describe_engine(engine: RepairEngine, count: int) -> str:
+    parts = [html.escape(engine.description)]
+    if engine.licence:
+        parts.append(f"Licence: {html.escape(engine.licence)}.")
+    if engine.seconds_per_frame is not None:
+        parts.append(
+            f"About {engine.seconds_per_frame:.1f} s a frame here, "
+            f"<b>{duration(engine.seconds_per_frame * count)}</b> for the segment."
+        )
+    return " ".join(parts)
+
+
+def _reason(state: SessionState, stage: Stage, engine: RepairEngine) -> str:
+    """Why nothing can be repaired now; empty when it can."""
+    if not state.has_recording:
+        return "Repair needs a recording: open a scene that has one."
+    if engine.problem is not None:
+        return engine.problem
+    if state.job is not None:
+        return f"Repair: {state.job.label} is running; stop it or wait for its end."
+    if stage.lateral_offset == 0:
+        return "Repair: move the path sideways first (offset in the timeline, keys [ and ])."
+    return ""

@@ -1,0 +1,125 @@
+"""Where along and beside the drive: play, frame, segment, lateral offset and the status line."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from faithfusion_studio.cameras import Segment
+from faithfusion_studio.studio.keys import snapped
+from faithfusion_studio.studio.status import status_text
+from faithfusion_studio.studio.view_state import MAX_OFFSET, View, ViewState
+
+FIRST, BACK, PLAY, ON, LAST = "|<", "< Frame", "Play / stop", "Frame >", ">|"
+PATH, LANE = "To the path", "Offset 0"
+
+
+def add_timeline_panel(
+    gui: Any, session: Any, view: View, go_to_path: Callable[[], None]
+) -> Callable[[Any], None]:
+    """Build the timeline in the current container; returns what shows a new session state."""
+    state, last = view.get(), max(view.num_frames - 1, 1)
+    recorded = view.num_frames > 0
+    caption = gui.add_html(_caption(state, view, session.state))
+    transport = gui.add_button_group("Drive", (FIRST, BACK, PLAY, ON, LAST, PATH, LANE))
+    frame = gui.add_slider("Frame", 0, last, 1, state.frame, disabled=not recorded)
+    segment = gui.add_multi_slider(
+        "Segment",
+        0,
+        last + 1,
+        1,
+        tuple(state.segment),
+        min_range=1,
+        disabled=not recorded,
+        hint="First frame, and the frame after the last, of what is repaired, fused and exported.",
+    )
+    offset = gui.add_slider(
+        "Offset (+ left)",
+        -MAX_OFFSET,
+        MAX_OFFSET,
+        0.05,
+        state.offset,
+        marks=tuple((float(m), f"{m:+d} m" if m else "recorded lane") for m in range(-6, 7, 3)),
+        disabled=not recorded,
+        hint="Metres to the left (+) or right (-) of the recorded lane. Keys [ ] { }.",
+    )
+
+    @transport.on_click
+    @view.guarded
+    def _(event: Any) -> None:
+        _transport(event.target.value, view, go_to_path)
+
+    @frame.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        view.set(frame=int(frame.value), playing=False, follow=True)
+
+    @segment.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        view.set(segment=Segment(int(segment.value[0]), int(segment.value[1])))
+
+    @offset.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        view.set(offset=snapped(float(offset.value)), follow=True)
+
+    def show_text() -> None:
+        text = _caption(view.get(), view, session.state)
+        if caption.content != text:
+            caption.content = text
+
+    def show_view(state: ViewState) -> None:
+        _assign(frame, state.frame)
+        _assign(segment, tuple(state.segment))
+        _assign(offset, state.offset)
+        show_text()
+
+    view.subscribe(show_view)
+    view.on_measured(lambda _measurement: show_text())
+    return lambda _state: show_text()
+
+
+def _transport(button: str, view: View, go_to_path: Callable[[], None]) -> None:
+    state = view.get()
+    last = view.num_frames - 1
+    if button == PLAY:
+        view.set(playing=not state.playing, follow=True)
+    elif button == PATH:
+        go_to_path()
+    elif button == LANE:
+        view.set(offset=0.0, follow=True)
+    else:
+        targets = {FIRST: 0, BACK: state.frame - 1, ON: state.frame + 1, LAST: last}
+        view.set(frame=targets[button], playing=False, follow=True)
+
+
+def _assign(handle: Any, value: Any) -> None:
+    """Set a widget only where it differs; the callback it fires has no client and returns at once."""
+    if handle.value != value:
+        handle.value = value
+
+
+def _caption(state: ViewState, view: View, session_state: Any) -> str:
+    """One row: where the picture is on the left, how it is drawn on the right."""
+    return (
+        '<div style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 14px;'
+        'padding:0 12px 2px;font-size:13px;color:#e4e8ef">'
+        f"<span>{_place(state, view.num_frames)}</span>"
+        '<span style="font-size:11.5px;color:#9aa4b5;padding-top:2px">'
+        f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
+    )
+
+
+def _place(state: ViewState, num_frames: int) -> str:
+    if num_frames == 0:
+        return "No recording in this scene: fly with WASD and the mouse."
+    side = "left" if state.offset > 0 else "right"
+    lane = "recorded lane" if state.offset == 0 else f"{abs(state.offset):.2f} m {side}"
+    where = f"<b>Frame {state.frame}</b> / {num_frames - 1} · <b>{lane}</b>"
+    if not state.follow:
+        where = f"<b>Free flight</b>, time of frame {state.frame}"
+    first, stop = state.segment
+    segment = f'<span style="color:#ff9620">segment {first}-{stop - 1}</span>'
+    return f"{where}{' · playing' if state.playing else ''} · {segment}"
