@@ -11,7 +11,6 @@ PACKAGE = Path(faithfusion_studio.__file__).resolve().parent
 
 FLOORS = {
     "cli": 7,
-    "cli_commands": 7,
     "studio": 6,
     "bench": 6,
     "session": 5,
@@ -29,7 +28,7 @@ FLOORS = {
     "transforms": 0,
     "errors": 0,
 }
-SAME_FLOOR = {("scene", "gaussians"), ("scene", "cameras"), ("cli", "cli_commands")}
+SAME_FLOOR = {("scene", "gaussians"), ("scene", "cameras")}
 """Arrows between neighbours; every other arrow must go down."""
 
 HEAVY = ["viser", "nerfview", "diffusers", "gsplat", "triton", "trimesh", "ray"]

@@ -1,0 +1,199 @@
+"""The arguments of every command: one frozen dataclass each, which tyro turns into options and help.
+
+Free of torch and numpy, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+Engine = Literal["reprojection"]
+Form = Literal["block", "trace", "diagonal", "released"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What all commands share."""
+
+    json: bool = False
+    """Print one JSON object on standard output and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Command):
+    """Open the studio in a browser; the default command: `ff-studio PATH`."""
+
+    path: Positional[Path]
+    """A scene (.ckpt), a splat file (.ply), or a capture folder, for which reconstruction is offered."""
+    port: int | None = None
+    """Port to serve on; without it 8080, or the next free one."""
+    host: str = "127.0.0.1"
+    """Address to bind; any other than this machine's own is protected by a token in the URL."""
+    token: str | None = None
+    """The token for other hosts, at least 16 characters; random when not given."""
+    open: bool = False
+    """Open the page in this machine's browser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Command):
+    """Train a scene from a recording; Ctrl+C saves what is trained."""
+
+    capture: Positional[Path]
+    """A folder with cameras.json, transforms.json or COLMAP's sparse/0, or a scene with its frames."""
+    out: Positional[Path]
+    """The scene to write (.ckpt)."""
+    scale: float = 0.5
+    """Training resolution over recorded resolution."""
+    every: int = 1
+    """Use every n-th frame of each camera."""
+    cameras: str | None = None
+    """Names of the cameras to train on, separated by commas; all when not given."""
+    holdout_every: int = 8
+    """Every n-th frame is only measured, never trained on; 0 trains on all."""
+    steps: int | None = None
+    """Optimiser steps at most; 6000 when not given."""
+    minutes: float | None = None
+    """Wall time at most, min."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Command):
+    """Say what is in a scene, a splat file or a capture."""
+
+    path: Positional[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlongPath(Command):
+    """Cameras along the recorded drive."""
+
+    offset: float = 0.0
+    """Lateral offset of the whole rig, m; positive is left."""
+    frames: str | None = None
+    """Half-open range A:B of recorded frames; all when not given."""
+    cameras: Path | None = None
+    """Other cameras: our cameras.json or a nerfview path JSON."""
+    size: str | None = None
+    """Picture size WxH, pixels; that of the cameras when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eig(AlongPath):
+    """Write pixel-wise EIG: heat maps (STEM_eig.png) and nats (STEM_eig.npy)."""
+
+    scene: Positional[Path]
+    out_dir: Positional[Path]
+    form: Form = "block"
+    """Log-determinant of the 13x13 blocks, its trace bound, the diagonal, or the released formula."""
+    threshold: float = 0.4
+    """Calibrated EIG at and above which a pixel counts as UCR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair(Command):
+    """Repair a segment seen from beside the path; writes rendered, repaired, mask, confidence PNGs."""
+
+    scene: Positional[Path]
+    out_dir: Positional[Path]
+    segment: str | None = None
+    """Half-open range A:B of recorded frames; all when not given."""
+    offset: float = 3.0
+    """Lateral offset, m; positive is left."""
+    engine: Engine = "reprojection"
+    threshold: float = 0.4
+    """Calibrated EIG at and above which a pixel may be changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse(Command):
+    """Repair a segment and distil it into the splats; Ctrl+C saves what is distilled."""
+
+    scene: Positional[Path]
+    out: Positional[Path]
+    """The scene to write (.ckpt)."""
+    segment: str | None = None
+    """Half-open range A:B of recorded frames; all when not given."""
+    offset: float = 3.0
+    """Lateral offset, m; positive is left."""
+    engine: Engine = "reprojection"
+    steps: int = 200
+    """Optimiser steps."""
+    weighting: Literal["eig", "tiers", "uniform"] = "eig"
+    """How far each repaired pixel is believed."""
+    threshold: float = 0.4
+    """Calibrated EIG at and above which a pixel may be changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render(AlongPath):
+    """Render a path into a video (.mp4) or a folder of pictures and values."""
+
+    scene: Positional[Path]
+    out: Positional[Path]
+    layers: str | None = None
+    """Of rgb, eig, depth, separated by commas; for a folder or side by side all of them, else rgb."""
+    layout: Literal["single", "side-by-side", "before-after"] = "single"
+    before: Path | None = None
+    """The scene on the left of before-after."""
+    fps: float | None = None
+    """Frames per second of a video; that of the recording when not given."""
+    caption: str = ""
+    """Text burned into the lower left corner."""
+    provenance: bool = False
+    """Also burn in how much of each picture was generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesize(Command):
+    """Make a procedural capture in our cameras.json layout, with truth folders per offset."""
+
+    out_dir: Positional[Path]
+    seed: int = 0
+    frames: int = 40
+    offsets: str = "0,1,3,6"
+    """Lateral offsets of the truth folders, m, separated by commas; positive is left."""
+    size: str = "640x360"
+    """Picture size WxH, pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Read anything we know, by content; write a .ckpt, a .ply, or a cameras.json folder."""
+
+    source: Positional[Path]
+    out: Positional[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Measure speed as ratios, interleaved in one run, with the protocol stated."""
+
+    topic: Positional[Literal["raster", "eig"]]
+    gaussians: int = 100_000
+    """Gaussians of the generated street."""
+    size: str = "640x360"
+    repeats: int = 5
+    """Alternating runs of everything that is compared."""
+    out: Path | None = None
+    """Folder for the report as JSON and Markdown."""
+    seed: int = 0
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "view": View,
+    "reconstruct": Reconstruct,
+    "info": Info,
+    "eig": Eig,
+    "repair": Repair,
+    "fuse": Fuse,
+    "render": Render,
+    "synthesize": Synthesize,
+    "convert": Convert,
+    "bench": Bench,
+}

@@ -1,0 +1,276 @@
+"""Commands that learn: reconstruct, repair, fuse. They run the same jobs as the studio."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from faithfusion_studio.cli import arguments as a
+from faithfusion_studio.cli.console import Interruption, ProgressLine, duration, interruptible, say
+from faithfusion_studio.cli.inputs import (
+    CommandLineError,
+    finite,
+    frame_stems,
+    output_folder,
+    parse_range,
+    reserved,
+)
+from faithfusion_studio.cli.running import (
+    Result,
+    in_words,
+    provenance_counts,
+    run_job,
+    with_evidence,
+)
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.repairing import RepairedFrame
+from faithfusion_studio.fusion.schedule import FusionConfig, ReconstructionConfig, Stage
+from faithfusion_studio.scene import Capture, Scene
+from faithfusion_studio.session.engines import Engines
+from faithfusion_studio.session.jobs import FusionTask, fisher_job, fusion_job, repair_job
+
+
+def reconstruct(args: a.Reconstruct) -> Result:
+    """Train, sum the evidence, save; the first Ctrl+C saves what is trained."""
+    from faithfusion_studio.fusion.reconstruction import Reconstruction
+    from faithfusion_studio.io import load_capture, save_scene
+
+    config = _reconstruction_config(args)
+    capture = select_frames(load_capture(args.capture), args.cameras, args.every)
+    for note in capture.notes:
+        say(note)
+    with reserved(args.out, args.capture), interruptible("saving what is trained") as stop:
+        say(f"reconstructing {len(capture)} frames; Ctrl+C saves what is trained.")
+        work = Reconstruction(capture, config)
+        line = ProgressLine("step")
+        for progress in work.run():
+            note = f"loss {progress.loss:.3f}  {progress.num_gaussians:,} Gaussians"
+            line.update(progress.step, progress.steps, progress.seconds_left, note)
+            if stop.requested:
+                break
+        line.close()
+        scene = work.scene()
+        report = None if stop.requested else work.report(scene)
+        if not stop.requested:
+            job = fisher_job(Engines(), scene)
+            try:
+                scene = run_job(job, "evidence of frame", stop).scene or scene
+            except StudioError:
+                if not stop.requested:
+                    raise
+        save_scene(scene, args.out)
+    found = {"steps": 0, "seconds": 0.0} if report is None else asdict(report)
+    trained = scene.metadata["reconstruction"]
+    values = {
+        "steps": trained["steps_done"],
+        "seconds": found["seconds"] or trained["seconds"],
+        "gaussians": scene.num_gaussians,
+        "psnr_train": found.get("psnr_train", math.nan),
+        "psnr_holdout": found.get("psnr_holdout", math.nan),
+        "fisher": scene.fisher is not None,
+        "interrupted": stop.requested,
+        "out": args.out,
+    }
+    lines = [
+        f"{values['gaussians']:,} Gaussians after {values['steps']} steps in "
+        f"{duration(values['seconds'])}; PSNR {values['psnr_train']:.2f} dB on trained frames, "
+        f"{values['psnr_holdout']:.2f} dB on held-out frames.",
+        f"Saved {args.out}. Open it: ff-studio {args.out}",
+    ]
+    if stop.requested:
+        say(f"stopped after {values['steps']} steps; saved {args.out}.")
+        lines = []
+    return Result(values, lines, stop.exit_code)
+
+
+def _reconstruction_config(args: a.Reconstruct) -> ReconstructionConfig:
+    limits = {
+        "--scale": (args.scale, 0.02, 4.0),
+        "--every": (args.every, 1, 10_000),
+        "--holdout-every": (args.holdout_every, 0, 10_000),
+        "--steps": (1 if args.steps is None else args.steps, 1, 10_000_000),
+        "--minutes": (1.0 if args.minutes is None else args.minutes, 0.01, 100_000.0),
+    }
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise CommandLineError(f"{name}: found {value}; expected {low} to {high}.")
+    config = ReconstructionConfig(
+        minutes=args.minutes, scale=args.scale, holdout_every=args.holdout_every, seed=args.seed
+    )
+    return config if args.steps is None else replace(config, steps=args.steps)
+
+
+def select_frames(capture: Capture, cameras: str | None, every: int) -> Capture:
+    """Only these cameras of the rig, and of each every n-th frame.
+
+    Raises:
+        CommandLineError: The recording has no camera of that name.
+    """
+    names = capture.camera_names
+    wanted = names if cameras is None else [name.strip() for name in cameras.split(",")]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise CommandLineError(
+            f"--cameras: this recording has no camera {missing[0]!r}; choose from "
+            f"{', '.join(name or '(unnamed)' for name in names)}."
+        )
+    if wanted == names and every == 1:
+        return capture
+    own = {n: [i for i, f in enumerate(capture.frames) if f.camera.name == n] for n in wanted}
+    return capture.select(sorted(i for indices in own.values() for i in indices[::every]))
+
+
+def _stage(args: a.Repair | a.Fuse, scene: Scene, **more: Any) -> Stage:
+    if not 0 <= args.threshold <= 1:
+        raise CommandLineError(f"--threshold: found {args.threshold:g}; expected 0 to 1.")
+    return Stage(
+        segment=tuple(parse_range(args.segment, len(scene.trajectory))),
+        lateral_offset=finite("--offset", args.offset),
+        engine=args.engine,
+        eig_threshold=args.threshold,
+        **more,
+    )
+
+
+def _repaired(scene: Scene, stage: Stage, stop: Interruption) -> list[RepairedFrame]:
+    """All repaired frames of a stage."""
+    job, frames = repair_job(Engines(), scene, stage, preview=False), ()
+    line = ProgressLine("repaired frame")
+    word = None
+    try:
+        while True:
+            step = job.send(word)
+            frames = step.changes.get("frames", frames)
+            line.update(step.done, step.total, step.seconds_left)
+            word = "stop" if stop.requested else None
+    except StopIteration:
+        return list(frames)
+    finally:
+        line.close()
+
+
+def repair(args: a.Repair) -> Result:
+    """Pictures of a repair, frame by frame."""
+    from faithfusion_studio.io import load_scene
+
+    scene = load_scene(args.scene)
+    stage = _stage(args, scene)
+    scene, folder = with_evidence(scene), output_folder(args.out_dir)
+    stems = frame_stems(scene.capture, len(scene.trajectory))
+    started = time.perf_counter()
+    with interruptible("keeping the frames that are done") as stop:
+        frames = _repaired(scene, stage, stop)
+        seconds = time.perf_counter() - started
+        for frame in frames:
+            _write_repair(frame, folder, stems[frame.frame])
+    notes = list(dict.fromkeys(note for frame in frames for note in frame.notes))
+    values = {
+        "frames": len(frames),
+        "seconds": seconds,
+        "ucr_share": _mean([float(frame.ucr.float().mean()) for frame in frames]),
+        "hpr_changed": sum(frame.hpr_changed for frame in frames),
+        "filled_share": _mean([float((f.pixel_provenance > 0).float().mean()) for f in frames]),
+        "accepted": sum(frame.accepted for frame in frames),
+        "segment": list(stage.segment),
+        "offset": args.offset,
+        "engine": args.engine,
+        "notes": notes,
+        "out": args.out_dir,
+    }
+    lines = [
+        f"Repaired {len(frames)} frames at {args.offset:+g} m in {duration(seconds)}: UCR "
+        f"{values['ucr_share']:.1%}, HPR pixels changed {values['hpr_changed']}, "
+        f"{values['accepted']} accepted. Written to {args.out_dir}.",
+        *notes,
+    ]
+    return Result(values, lines, stop.exit_code)
+
+
+def _write_repair(frame: RepairedFrame, folder: Path, stem: str) -> None:
+    from faithfusion_studio.render.views import to_uint8
+    from faithfusion_studio.video import write_png
+
+    write_png(to_uint8(frame.rendered).numpy(), folder / f"{stem}_rendered.png")
+    write_png(to_uint8(frame.repaired).numpy(), folder / f"{stem}_repaired.png")
+    write_png(frame.ucr.to(torch.uint8).mul(255).numpy(), folder / f"{stem}_mask.png")
+    confidence = frame.confidence.clamp(0, 1).mul(255).round().to(torch.uint8)
+    write_png(confidence.numpy(), folder / f"{stem}_confidence.png")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def fuse(args: a.Fuse) -> Result:
+    """Repair, distil, save; measured on all recorded views before and after."""
+    from faithfusion_studio.io import load_scene, save_scene
+
+    if args.steps < 1:
+        raise CommandLineError(f"--steps: found {args.steps}; expected at least 1.")
+    scene = load_scene(args.scene)
+    stage = _stage(args, scene, steps=args.steps, weighting=args.weighting)
+    engines, started = Engines(), time.perf_counter()
+    with reserved(args.out, args.scene), interruptible("saving what is distilled") as stop:
+        scene = with_evidence(scene)
+        before = psnr_recorded(scene)
+        frames = [f for f in _repaired(scene, stage, stop) if f.accepted]
+        task = FusionTask(
+            scene=scene,
+            frames=frames,
+            config=FusionConfig(),
+            steps=args.steps,
+            weighting=args.weighting,
+            label=f"Fusion {stage.label}",
+        )
+        if not stop.requested:
+            fused = run_job(fusion_job(engines, task), "step", stop).scene
+            scene = scene if fused is None else fused
+        save_scene(scene, args.out)
+    after = psnr_recorded(scene)
+    counts = provenance_counts(scene.all_gaussians)
+    values = {
+        "psnr_recorded_before": before,
+        "psnr_recorded_after": after,
+        "gaussians": counts,
+        "gaussians_total": scene.num_gaussians,
+        "frames": len(frames),
+        "steps": args.steps,
+        "seconds": time.perf_counter() - started,
+        "segment": list(stage.segment),
+        "offset": args.offset,
+        "weighting": args.weighting,
+        "interrupted": stop.requested,
+        "out": args.out,
+    }
+    lines = [
+        f"{task.label}: {len(frames)} frames, recorded views {before:.2f} -> {after:.2f} dB; "
+        f"{in_words(counts)} Gaussians.",
+        f"Saved {args.out}. Open it: ff-studio {args.out}",
+    ]
+    return Result(values, lines, stop.exit_code)
+
+
+def psnr_recorded(scene: Scene, at_most: int = 60) -> float:
+    """Mean PSNR over the recorded views at the resolution the scene was trained at, dB."""
+    from faithfusion_studio.fusion.repairing import working_scale
+    from faithfusion_studio.metrics import psnr
+    from faithfusion_studio.render.views import apply_exposure, render_view
+
+    if scene.capture is None:
+        return math.nan
+    values = []
+    for index in range(0, len(scene.capture), math.ceil(len(scene.capture) / at_most)):
+        frame = scene.capture.frames[index]
+        camera = frame.camera.scaled(working_scale(scene))
+        rgb = render_view(scene, camera).rgb
+        if scene.exposures is not None:
+            rgb = apply_exposure(rgb, scene.exposures[index]).clamp(0, 1)
+        values.append(psnr(rgb, frame.image((camera.width, camera.height))))
+    return _mean(values)

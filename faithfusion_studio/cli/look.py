@@ -1,0 +1,164 @@
+"""Commands that look at a scene and change nothing: info, eig, render."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from faithfusion_studio import __version__
+from faithfusion_studio.cli import arguments as a
+from faithfusion_studio.cli.console import ProgressLine, duration
+from faithfusion_studio.cli.inputs import cameras_of, output_folder, parse_size
+from faithfusion_studio.cli.running import (
+    Result,
+    in_words,
+    provenance_counts,
+    scene_notes,
+    with_evidence,
+)
+from faithfusion_studio.scene import Capture, Scene
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def info(args: a.Info) -> Result:
+    """Count what is in a scene, a splat file or a capture."""
+    from faithfusion_studio.io import FORMATS, NATIVE_VERSION, load_capture, load_scene, sniff
+
+    kind = sniff(args.path)
+    if kind == "capture":
+        capture: Capture | None = load_capture(args.path)
+        scene = None
+    else:
+        scene = load_scene(args.path)
+        capture = scene.capture
+    trajectory = None if capture is None else capture.trajectory
+    values = {
+        "gaussians": 0 if scene is None else scene.num_gaussians,
+        "frames": 0 if capture is None else len(capture),
+        "nodes": [] if scene is None else [node.name for node in scene.nodes],
+        "cameras": [] if capture is None else [n or "camera" for n in capture.camera_names],
+        "length_m": 0.0 if trajectory is None else round(trajectory.length_m, 3),
+        "fisher": scene is not None and scene.fisher is not None,
+        "provenance": {} if scene is None else provenance_counts(scene.all_gaussians),
+        "version": ".".join(map(str, NATIVE_VERSION)) if kind == "native" else __version__,
+        "format": kind,
+        "sky": None if scene is None or scene.sky is None else type(scene.sky).__name__,
+        "ego_poses": trajectory is not None and not trajectory.ego_is_camera,
+        "source": _about("source", scene, capture),
+        "licence": _about("licence", scene, capture),
+        "notes": [*scene_notes(scene), *(() if capture is None else capture.notes)],
+        "studio_version": __version__,
+    }
+    shown = {**values, "format": FORMATS[kind].split(",", maxsplit=1)[0]}
+    width = max(map(len, shown))
+    return Result(values, [f"{key:<{width}}  {in_words(value)}" for key, value in shown.items()])
+
+
+def _about(key: str, scene: Scene | None, capture: Capture | None) -> str:
+    found = "" if capture is None else getattr(capture, key)
+    return str(found or ("" if scene is None else scene.metadata.get(key, "")))
+
+
+def eig(args: a.Eig) -> Result:
+    """Heat maps and nats along a path."""
+    from faithfusion_studio.information import eig_map, split_regions
+    from faithfusion_studio.io import load_scene
+    from faithfusion_studio.render.views import to_uint8
+    from faithfusion_studio.video import eig_colors, fit_camera, write_png
+
+    scene = load_scene(args.scene)
+    cameras, stems = cameras_of(scene, args)
+    size, scene = parse_size(args.size), with_evidence(scene)
+    folder = output_folder(args.out_dir)
+    line, seconds, ucr, values = ProgressLine("EIG of frame"), 0.0, [], []
+    for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
+        shown = camera if size is None else fit_camera(camera, *size)
+        started = time.perf_counter()
+        with torch.no_grad():
+            found = eig_map(scene, shown, form=args.form)
+        seconds += time.perf_counter() - started
+        ucr.append(float(split_regions(found, args.threshold).ucr.float().mean()))
+        nats = found.eig.numpy().astype(np.float32)
+        np.save(folder / f"{stem}_eig.npy", nats)
+        write_png(to_uint8(eig_colors(found.calibrated)).numpy(), folder / f"{stem}_eig.png")
+        values.append(nats.ravel())
+        line.update(done, len(cameras))
+    line.close()
+    everything = np.concatenate(values)
+    quantiles = np.quantile(everything, QUANTILES).tolist()
+    report = {
+        "mean": float(everything.mean(dtype=np.float64)),
+        "quantiles": {str(q): value for q, value in zip(QUANTILES, quantiles, strict=True)},
+        "ucr_share": float(np.mean(ucr)),
+        "ms": 1000 * seconds / len(cameras),
+        "frames": len(cameras),
+        "form": args.form,
+        "threshold": args.threshold,
+        "offset": args.offset,
+        "out": args.out_dir,
+    }
+    return Result(
+        report,
+        [
+            f"EIG of {len(cameras)} views at {args.offset:+g} m: mean {report['mean']:.2f} nats, "
+            f"median {quantiles[2]:.2f}, 95 % below {quantiles[4]:.2f}.",
+            f"UCR {report['ucr_share']:.1%} of the pixels (calibrated EIG >= {args.threshold:g}); "
+            f"{report['ms']:.0f} ms a view. Written to {args.out_dir}.",
+        ],
+    )
+
+
+def render(args: a.Render) -> Result:
+    """A video or a folder of pictures."""
+    from faithfusion_studio.io import load_scene
+    from faithfusion_studio.video import VideoOptions, export_files, export_video
+
+    scene = load_scene(args.scene)
+    cameras, stems = cameras_of(scene, args)
+    is_video = args.out.suffix.lower() == ".mp4"
+    everything = not is_video or args.layout == "side-by-side"
+    default = "rgb,eig,depth" if everything else "rgb"
+    if args.layers is None and scene.fisher is None and scene.capture is None:
+        default = default.replace("eig,", "")
+    layers = tuple(part.strip() for part in (args.layers or default).split(","))
+    options = VideoOptions(
+        layers=layers,
+        layout=args.layout,
+        size=parse_size(args.size),
+        fps=args.fps or _frame_rate([camera.time for camera in cameras]),
+        caption=args.caption,
+        provenance=args.provenance,
+        before=None if args.before is None else load_scene(args.before),
+        stems=tuple(stems),
+    )
+    scene = with_evidence(scene) if "eig" in layers else scene
+    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    started, line = time.perf_counter(), ProgressLine("frame")
+    for done in export_video(scene, cameras, args.out, options):
+        line.update(done, len(cameras))
+    line.close()
+    files = export_files(args.out, options)
+    values = {
+        "frames": len(cameras),
+        "seconds": time.perf_counter() - started,
+        "files": files,
+        "layers": layers,
+        "layout": args.layout,
+        "fps": options.fps,
+        "offset": args.offset,
+    }
+    names = ", ".join(map(str, files))
+    return Result(values, [f"{len(cameras)} frames in {duration(values['seconds'])}: {names}"])
+
+
+def _frame_rate(times: Sequence[float]) -> float:
+    """Frames per second of a recording, 10 where its times do not tell."""
+    steps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    positive = [step for step in steps if step > 0]
+    if not positive:
+        return 10.0
+    return round(min(max(1 / float(np.median(positive)), 1.0), 60.0), 3)

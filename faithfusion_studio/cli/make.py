@@ -1,0 +1,100 @@
+"""Commands that make or move files: synthesize, convert, bench."""
+
+from __future__ import annotations
+
+import time
+
+from faithfusion_studio.cli import arguments as a
+from faithfusion_studio.cli.console import ProgressLine, say
+from faithfusion_studio.cli.inputs import (
+    CommandLineError,
+    finite,
+    output_folder,
+    parse_numbers,
+    parse_size,
+    reserved,
+)
+from faithfusion_studio.cli.running import Result, scene_notes
+from faithfusion_studio.scene import Capture
+
+
+def synthesize(args: a.Synthesize) -> Result:
+    """A procedural drive with its truth from the side."""
+    from faithfusion_studio.synthetic import StreetConfig, build_street, drive, write_recording
+
+    size, offsets = parse_size(args.size), parse_numbers(args.offsets)
+    if not 1 <= args.frames <= 2000:
+        raise CommandLineError(f"--frames: found {args.frames}; expected 1 to 2000.")
+    assert size is not None
+    for offset in offsets:
+        finite("--offsets", offset)
+    folder, started = output_folder(args.out_dir), time.perf_counter()
+    say(f"building street {args.seed}")
+    street = build_street(StreetConfig(seed=args.seed, length=0.8 * args.frames + 10))
+    trajectory = drive(street, frames=args.frames, size=size)
+    line = ProgressLine("view")
+    for progress in write_recording(folder, street, trajectory, offsets):
+        line.update(progress.done, progress.total, note=progress.what)
+    line.close()
+    values = {
+        "frames": args.frames,
+        "offsets": list(offsets),
+        "seed": args.seed,
+        "size": list(size),
+        "length_m": trajectory.length_m,
+        "seconds": time.perf_counter() - started,
+        "capture": folder / "recorded",
+        "truth": folder / "truth",
+    }
+    return Result(
+        values,
+        [
+            f"Street {args.seed}: {args.frames} frames over {trajectory.length_m:.1f} m in "
+            f"{folder / 'recorded'}, truth at {args.offsets} m in {folder / 'truth'}.",
+            f"Train it: ff-studio reconstruct {folder / 'recorded'} OUT.ckpt",
+        ],
+    )
+
+
+def convert(args: a.Convert) -> Result:
+    """A scene to .ckpt or .ply; a recording to a folder with cameras.json."""
+    from faithfusion_studio.io import (
+        load_capture,
+        load_scene,
+        save_scene,
+        sniff,
+        write_cameras_json,
+    )
+
+    if args.out.suffix:
+        scene = load_scene(args.source)
+        with reserved(args.out, args.source):
+            save_scene(scene, args.out)
+        notes = scene_notes(scene)
+        values = {"gaussians": scene.num_gaussians, "frames": _frames(scene.capture)}
+    else:
+        capture = load_capture(args.source)
+        write_cameras_json(capture, output_folder(args.out))
+        notes = list(capture.notes)
+        values = {"gaussians": 0, "frames": len(capture)}
+    values = {"from": sniff(args.source), "to": sniff(args.out), **values, "notes": notes}
+    counts = f"{values['gaussians']:,} Gaussians, {values['frames']} frames"
+    return Result({**values, "out": args.out}, [f"{args.source} -> {args.out}: {counts}", *notes])
+
+
+def _frames(capture: Capture | None) -> int:
+    return 0 if capture is None else len(capture)
+
+
+def bench(args: a.Bench) -> Result:
+    """Ratios of kernels run interleaved in one process."""
+    from faithfusion_studio.bench import BenchConfig, run_bench
+
+    size = parse_size(args.size)
+    assert size is not None
+    config = BenchConfig(gaussians=args.gaussians, size=size, repeats=args.repeats, seed=args.seed)
+    report = run_bench(args.topic, config)
+    values = report.to_json()
+    if args.out is not None:
+        values["files"] = report.write(output_folder(args.out))
+    return Result(values, report.to_markdown().splitlines())
