@@ -196,7 +196,7 @@ class _Rasterize(torch.autograd.Function):
             )
         meta.grad_means2d, meta.absgrad = means2d, absgrad
         grad_background = None
-        if wanted[6]:
+        if wanted[6] and meta.backgrounds is not None:
             grad_background = (v_colors * (1 - alphas)).sum(dim=(1, 2))[
                 :, : colors_of(gaussians[4], request)
             ]

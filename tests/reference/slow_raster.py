@@ -4,6 +4,7 @@ Symbols: t = mean in the camera; J = pinhole Jacobian at the clamped t; Sigma2 =
 alpha = min(0.999, o exp(-d.Sigma2^-1.d / 2)). Nothing here is shared with the code under test.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +93,7 @@ def project(
     mean2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
     drawn = drawn & (det > 0) & (opacities >= ALPHA_MIN)
     if sh_degree is not None:
-        # The camera centre by the full inverse: equal for rigid matrices, and what gsplat differentiates.
-        offset = means - torch.linalg.inv(viewmat)[:3, 3]
+        offset = means + torch.linalg.inv(W) @ tau
         directions = offset / offset.norm(dim=-1, keepdim=True)
         colors = torch.clamp(harmonics(sh_degree, colors, directions) + 0.5, min=0)
     cov2d = torch.stack([cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]], -1)
@@ -190,4 +190,6 @@ def screen_jacobians(record: Record, width: int, height: int, background: Tensor
         fields = rows[:, :2], rows[:, 2:5], torch.sigmoid(rows[:, 5]), rows[:, 6:]
         return blend(Record(*fields, record.depth, record.visible), width, height, background)[0]
 
-    return torch.func.jacfwd(image)(packed).permute(3, 0, 1, 2, 4)
+    with warnings.catch_warnings():  # torch's forward mode still scripts its decompositions
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.func.jacfwd(image)(packed).permute(3, 0, 1, 2, 4)
