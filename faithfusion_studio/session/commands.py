@@ -105,6 +105,8 @@ class ExportRequest:
     fps: float = 10.0
     size: tuple[int, int] | None = None
     """Width and height of one picture, px; None keeps the recorded size."""
+    caption: str = ""
+    """Burned into the lower left corner; empty for none."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Stage, We
 from faithfusion_studio.gaussians import TopologyChange
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.session.commands import ExportRequest
+from faithfusion_studio.video import VideoOptions
 
 
 @runtime_checkable
@@ -157,17 +158,27 @@ def export_video(
     scene: Scene, cameras: Sequence[Camera], request: ExportRequest, before: Scene
 ) -> Iterator[int]:
     """Write a video or a folder of pictures; yields how many frames are done."""
-    from faithfusion_studio.video import VideoOptions
     from faithfusion_studio.video import export_video as export
 
-    options = VideoOptions(
+    return export(scene, cameras, Path(request.path), _video_options(request, before))
+
+
+def export_files(request: ExportRequest, before: Scene) -> tuple[str, ...]:
+    """The files a request writes; several layers one after the other are one video each."""
+    from faithfusion_studio.video import export_files as files
+
+    return tuple(str(path) for path in files(request.path, _video_options(request, before)))
+
+
+def _video_options(request: ExportRequest, before: Scene) -> VideoOptions:
+    return VideoOptions(
         layers=request.layers,
         layout=request.layout,
         fps=request.fps,
         size=request.size,
+        caption=request.caption,
         before=before if request.layout == "before-after" else None,
     )
-    return export(scene, cameras, Path(request.path), options)
 
 
 def save(scene: Scene, path: Path) -> None:
@@ -204,6 +215,7 @@ class Engines:
     follow_rows: Callable[[StoredFisher, TopologyChange | None, Scene], StoredFisher] = follow_rows
     add_evidence: Callable[..., StoredFisher] = add_evidence
     export_video: Callable[..., Iterator[int]] = export_video
+    export_files: Callable[[ExportRequest, Scene], tuple[str, ...]] = export_files
     save: Callable[[Scene, Path], None] = save
     load: Callable[[Path], Scene] = load
     thread_limit: Callable[[int], AbstractContextManager[object]] = thread_limit

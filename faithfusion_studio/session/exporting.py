@@ -68,7 +68,7 @@ class Exporter:
             job.close()
             self._board.change(export=None, notice=f"{label} was cancelled.")
         except StopIteration as end:
-            self._board.add_export(request.path)
+            self._board.add_exports(end.value.files)
             self._board.change(export=None, notice=end.value.notice)
         except Exception as error:  # an export that fails must not end the session
             _log.error("%s failed", label, exc_info=error)

@@ -51,6 +51,8 @@ class JobResult:
     """Name of the history entry; None puts `scene` in the place of the current one."""
     optimizer_state: object = None
     notice: str | None = None
+    files: tuple[str, ...] = ()
+    """What an export has written."""
 
 
 Job: TypeAlias = Generator[JobStep, "str | None", JobResult]
@@ -252,7 +254,7 @@ def export_job(engines: Engines, scene: Scene, before: Scene, request: ExportReq
     if path.suffix.lower() in (".ply", ".ckpt"):
         yield JobStep(0, 1)
         engines.save(scene, path)
-        return JobResult(notice=f"Exported {path}.")
+        return JobResult(notice=f"Exported {path}.", files=(request.path,))
     cameras = export_cameras(scene, request)
     clock = _Clock()
     work = engines.export_video(scene, cameras, request, before)
@@ -264,4 +266,5 @@ def export_job(engines: Engines, scene: Scene, before: Scene, request: ExportReq
         close = getattr(work, "close", None)
         if close is not None:
             close()
-    return JobResult(notice=f"Exported {path}.")
+    files = engines.export_files(request, before)
+    return JobResult(notice=f"Exported {', '.join(files)}.", files=files)

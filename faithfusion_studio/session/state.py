@@ -163,11 +163,11 @@ class StateBoard:
             if self._state.export is not None:
                 self.change(export=replace(self._state.export, **changes))
 
-    def add_export(self, path: str) -> None:
-        """Remember a file that was written."""
+    def add_exports(self, paths: tuple[str, ...]) -> None:
+        """Remember files that were written, the newest last."""
         with self._condition:
-            others = tuple(p for p in self._state.exports if p != path)
-            self.change(exports=(*others, path))
+            others = tuple(p for p in self._state.exports if p not in paths)
+            self.change(exports=(*others, *paths))
 
     def subscribe(self, call: Callable[[SessionState], None]) -> Callable[[], None]:
         """Tell `call` the state now and after changes; returns the function that ends it."""

@@ -27,14 +27,16 @@ SIZES = {"As recorded": None, "1280 wide": 1280, "960 wide": 960, "640 wide": 64
 
 def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
     """Build the tab Export in the current container; returns what shows a new session state."""
-    path = gui.add_dropdown("Path", tuple(PATHS), "Segment of the shown path")
+    path = gui.add_dropdown("Path", tuple(PATHS), initial_value="Segment of the shown path")
     what = gui.add_html("")
     layers = {key: gui.add_checkbox(title, key == "rgb") for title, key in LAYERS.items()}
-    layout = gui.add_dropdown("Layout", tuple(LAYOUTS), "Before | after the last fusion")
+    layout = gui.add_dropdown(
+        "Layout", tuple(LAYOUTS), initial_value="Before | after the last fusion"
+    )
     more = gui.add_folder("More", expand_by_default=False)
     with more:
         fps = gui.add_slider("Frames per second", 2, 30, 1, 10)
-        size = gui.add_dropdown("Size", tuple(SIZES), "As recorded")
+        size = gui.add_dropdown("Size", tuple(SIZES), initial_value="As recorded")
         caption = gui.add_text("Caption", "", hint="Burned into the lower left corner.")
         name = gui.add_text("File name", "", hint="Empty: a name is made from path and layout.")
     video = gui.add_button("Export MP4")
