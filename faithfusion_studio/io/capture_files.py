@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from faithfusion_studio.scene import Capture, PointCloud, PosedImage
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
 MAX_IMAGE_SIDE = 65_535
+MAX_IMAGE_PIXELS = 200_000_000
 DEFAULT_FPS = 10.0
 
 
@@ -258,13 +259,9 @@ def build_capture(
             missing.append(shot.file)
             continue
         camera = _fitted(shot, size, path)
-        mask = None
-        if shot.dynamic_mask is not None:
-            mask_path = inside(root, shot.dynamic_mask)
-            mask = mask_path.read_bytes() if mask_path.is_file() else None
         name = Path(shot.file.replace("\\", "/")).with_suffix("").as_posix()
         name = name.removeprefix("images/")
-        kept.append((replace_camera(shot, camera), PosedImage(camera, path, name, mask)))
+        kept.append((shot, PosedImage(camera, path, name, _mask(root, shot))))
     if len(kept) < min(2, len(shots)):
         raise CaptureError(
             f"{root}: {len(missing)} of {len(shots)} images are missing or unreadable (the first "
@@ -276,16 +273,12 @@ def build_capture(
             f"{len(missing)} of {len(shots)} frames were left out because their images are "
             f"missing or unreadable (the first is {missing[0]})."
         )
-    egos = [shot.ego_to_world for shot, _ in kept]
-    if all(ego is None for ego in egos):
-        ego_to_worlds = None
-    elif any(ego is None for ego in egos):
-        given = sum(ego is not None for ego in egos)
+    egos = [shot.ego_to_world for shot, _ in kept if shot.ego_to_world is not None]
+    if len(egos) not in (0, len(kept)):
         raise CaptureError(
-            f"{root}: {given} of {len(egos)} frames have an ego pose; give it for all or for none."
+            f"{root}: {len(egos)} of {len(kept)} frames have an ego pose; give it for all or for none."
         )
-    else:
-        ego_to_worlds = torch.stack([ego for ego in egos if ego is not None])
+    ego_to_worlds = torch.stack(egos) if egos else None
     frames = tuple(frame for _, frame in kept)
     return Capture(
         frames=frames,
@@ -297,9 +290,12 @@ def build_capture(
     )
 
 
-def replace_camera(shot: Shot, camera: Camera) -> Shot:
-    """The same shot with another camera."""
-    return replace(shot, camera=camera)
+def _mask(root: Path, shot: Shot) -> bytes | None:
+    """The encoded dynamic mask of a frame; None where there is none or its file is not an image."""
+    if shot.dynamic_mask is None:
+        return None
+    path = inside(root, shot.dynamic_mask)
+    return path.read_bytes() if image_size(path) is not None else None
 
 
 def _fitted(shot: Shot, size: tuple[int, int], path: Path) -> Camera:
@@ -309,7 +305,11 @@ def _fitted(shot: Shot, size: tuple[int, int], path: Path) -> Camera:
     if (camera.width, camera.height) == size:
         return camera
     factor = width / camera.width
-    if width < 1 or height < 1 or abs(camera.height * factor - height) > 1.5:
+    if width * height > MAX_IMAGE_PIXELS or min(size) < 1:
+        raise CaptureError(
+            f"{path}: the image is {width}x{height}; expected 1 to {MAX_IMAGE_PIXELS:,} pixels."
+        )
+    if abs(camera.height * factor - height) > 1.5:
         raise CaptureError(
             f"{path}: the image is {width}x{height} but its camera says {camera.width}x"
             f"{camera.height}; give the intrinsics of this image size."

@@ -13,13 +13,19 @@ Source: Joe 2006, "Generating random correlation matrices based on partial corre
 
 from __future__ import annotations
 
+import math
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from faithfusion_studio.io.tensor_table import LayoutError, TensorTable, json_value
+from faithfusion_studio.scene import StoredFisher
+
+FISHER_ENCODING = "log16 diagonal, 12-bit partial correlations, byte planes, deflate"
 SIZE = 13
 LOG_RANGE = (-64.0, 64.0)
 """Smallest and largest storable power of two; values outside are clamped, zero has its own code."""
@@ -150,3 +156,82 @@ def _inflate(packed: Tensor, count: int) -> np.ndarray:
         raise ValueError(f"packed evidence holds {len(data) // 2} values instead of {count}")
     planes = np.frombuffer(data, np.uint8).reshape(2, count)
     return planes[0].astype(np.uint16) | (planes[1].astype(np.uint16) << 8)
+
+
+def _noise(entry: Any) -> float:
+    """The noise level; a value that was not finite is written as null."""
+    value = json_value(entry, "noise_std", (int, float, type(None)))
+    return math.nan if value is None else float(value)
+
+
+def put_fisher(tensors: dict[str, Tensor], fisher: StoredFisher) -> dict[str, Any]:
+    """Add the packed evidence to the tensors of a file; returns its JSON description."""
+    tensors["fisher/diagonal"] = pack_logs(diagonal_of(fisher.blocks))
+    tensors["fisher/correlations"] = pack_correlations(fisher.blocks)
+    tensors["fisher/sh"] = pack_logs(fisher.sh)
+    entry: dict[str, Any] = {
+        "encoding": FISHER_ENCODING,
+        "rows": len(fisher.blocks),
+        "sh_coefficients": fisher.sh.shape[1],
+        "noise_std": fisher.noise_std,
+        "num_views": fisher.num_views,
+        "sky_side": None,
+    }
+    if fisher.sky is not None:
+        entry["sky_side"] = list(fisher.sky.shape[1:])
+        tensors["fisher/sky"] = pack_logs(fisher.sky)
+    if fisher.residual_variance is not None:
+        tensors["fisher/residual_variance"] = pack_logs(fisher.residual_variance)
+    if fisher.calibration is not None:
+        tensors["fisher/calibration"] = fisher.calibration
+    return entry
+
+
+def take_fisher(source: TensorTable, entry: Any) -> StoredFisher | None:
+    """The evidence that `put_fisher` described; None where the file has none.
+
+    Raises:
+        LayoutError: A tensor is missing, damaged, or of another size.
+    """
+    if entry is None:
+        return None
+    if json_value(entry, "encoding", str) != FISHER_ENCODING:
+        raise LayoutError(f"the Fisher encoding {entry['encoding'][:80]!r} is unknown")
+    n = json_value(entry, "rows", int)
+    coefficients = json_value(entry, "sh_coefficients", int)
+    if not (0 <= n <= 10**9 and 0 <= coefficients <= 24):
+        raise LayoutError(f"the Fisher evidence has {n} rows of {coefficients} coefficients")
+
+    def logs(key: str, shape: tuple[int, ...]) -> Tensor:
+        packed = source.take(f"fisher/{key}", (None,), (torch.uint8,))
+        try:
+            return unpack_logs(packed, shape)
+        except ValueError as error:
+            raise LayoutError(f"fisher/{key}: {error}") from error
+
+    diagonal = logs("diagonal", (n, 13))
+    try:
+        blocks = unpack_blocks(
+            source.take("fisher/correlations", (None,), (torch.uint8,)), diagonal
+        )
+    except ValueError as error:
+        raise LayoutError(f"fisher/correlations: {error}") from error
+    sky = None
+    if entry.get("sky_side") is not None:
+        side = json_value(entry, "sky_side", list)
+        if len(side) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in side):
+            raise LayoutError("the sky evidence has an impossible size")
+        sky = logs("sky", (6, side[0], side[1]))
+    calibration = None
+    if "fisher/calibration" in source.left:
+        calibration = source.take("fisher/calibration", (None, 2), (torch.float32,))
+    residual = "fisher/residual_variance" in source.left
+    return StoredFisher(
+        blocks=blocks,
+        sh=logs("sh", (n, coefficients, 3)),
+        noise_std=_noise(entry),
+        num_views=json_value(entry, "num_views", int),
+        sky=sky,
+        residual_variance=logs("residual_variance", (n,)) if residual else None,
+        calibration=calibration,
+    )

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.io.camera_files import is_cameras_json, is_path_json
 from faithfusion_studio.io.capture_files import CaptureError, read_json
 from faithfusion_studio.io.captures import capture_root, read_capture
 from faithfusion_studio.io.compressed_ply import read_compressed_ply
-from faithfusion_studio.io.native import read_native, write_native
+from faithfusion_studio.io.native import NativeFileError, read_native, write_native
 from faithfusion_studio.io.ply import read_ply_header
-from faithfusion_studio.io.splat_files import read_ply, write_ply
+from faithfusion_studio.io.splat_files import read_ply, usable_rows, write_ply
 from faithfusion_studio.scene import Capture, Scene
 
 Format = Literal["native", "ply", "compressed_ply", "capture", "camera_path", "checkpoint"]
@@ -101,12 +103,10 @@ def load_scene(path: Path | str) -> Scene:
     path = Path(path)
     kind = sniff(path)
     if kind == "native":
-        return read_native(path)
+        return _without_broken(read_native(path), path)
     if kind in ("ply", "compressed_ply"):
         gaussians, dropped = (read_ply if kind == "ply" else read_compressed_ply)(path)
-        notes = []
-        if dropped:
-            notes = [f"{dropped:,} of {dropped + len(gaussians):,} Gaussians were not finite."]
+        notes = [_dropped_note(dropped, dropped + len(gaussians))] if dropped else []
         return Scene(gaussians, metadata={"source": path.name, "notes": notes})
     if kind == "capture":
         raise CaptureError(
@@ -116,6 +116,43 @@ def load_scene(path: Path | str) -> Scene:
         raise CaptureError(f"{path}: this is a camera path, not a scene; give it with --cameras.")
     raise CheckpointError(
         f"{path}: foreign checkpoints cannot be opened by this version; export a PLY."
+    )
+
+
+def _dropped_note(dropped: int, total: int) -> str:
+    return f"{dropped:,} of {total:,} Gaussians were left out because they were not finite."
+
+
+def _without_broken(scene: Scene, path: Path) -> Scene:
+    """The scene without Gaussians that are not finite, and their evidence; itself where all are."""
+    parts = [scene.background, *(node.gaussians for node in scene.nodes)]
+    masks = [usable_rows(part) for part in parts]
+    good = torch.cat(masks)
+    if bool(good.all()):
+        return scene
+    if not bool(good.any()):
+        raise NativeFileError(
+            f"{path}: has {len(good):,} Gaussians and none with finite values; open another copy."
+        )
+    fisher = scene.fisher
+    if fisher is not None and len(fisher.blocks) == len(good):
+        residual = fisher.residual_variance
+        fisher = replace(
+            fisher,
+            blocks=fisher.blocks[good],
+            sh=fisher.sh[good],
+            residual_variance=None if residual is None else residual[good],
+        )
+    notes = [*scene.metadata.get("notes", []), _dropped_note(int((~good).sum()), len(good))]
+    return replace(
+        scene,
+        background=parts[0].select(masks[0]),
+        nodes=tuple(
+            replace(node, gaussians=node.gaussians.select(mask))
+            for node, mask in zip(scene.nodes, masks[1:], strict=True)
+        ),
+        fisher=fisher,
+        metadata={**scene.metadata, "notes": notes},
     )
 
 

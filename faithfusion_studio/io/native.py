@@ -7,6 +7,8 @@ Everything is lossless except the Fisher evidence, which `fisher_packing` stores
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.io.atomic import write_atomically
-from faithfusion_studio.io.scene_layout import LayoutError, scene_from_tensors, scene_to_tensors
+from faithfusion_studio.io.scene_layout import scene_from_tensors, scene_to_tensors
+from faithfusion_studio.io.tensor_table import LayoutError
 from faithfusion_studio.scene import Scene
 
 NATIVE_VERSION = (1, 0)
@@ -53,7 +56,7 @@ def read_native(path: Path | str) -> Scene:
         )
     try:
         return scene_from_tensors(tensors, description)
-    except LayoutError as error:
+    except (LayoutError, OverflowError) as error:
         raise NativeFileError(
             f"{path}: {error}; the file is damaged or was not written by this program."
         ) from error
@@ -102,11 +105,22 @@ def write_native(scene: Scene, path: Path | str) -> None:
     path = Path(path)
     try:
         tensors, description = scene_to_tensors(scene)
-        text = json.dumps({"version": list(NATIVE_VERSION), **description}, allow_nan=False)
+        text = json.dumps(_plain({"version": list(NATIVE_VERSION), **description}))
     except (LayoutError, TypeError, ValueError) as error:
         raise NativeFileError(f"{path}: the scene cannot be written ({error}).") from error
     with write_atomically(path, NativeFileError) as temporary:
         save_file(_separate(tensors), temporary, metadata={METADATA_KEY: text})
+
+
+def _plain(value: Any) -> Any:
+    """A value JSON can say: mappings, sequences and paths become plain, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

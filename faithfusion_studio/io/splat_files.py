@@ -92,7 +92,7 @@ def keep_finite(gaussians: Gaussians, path: Path) -> tuple[Gaussians, int]:
     Raises:
         SplatFileError: There is no usable Gaussian.
     """
-    good = _usable(gaussians)
+    good = usable_rows(gaussians)
     total = len(gaussians)
     kept = int(good.sum())
     if kept == 0:
@@ -115,7 +115,8 @@ def keep_finite(gaussians: Gaussians, path: Path) -> tuple[Gaussians, int]:
     return (clean, 0) if kept == total else (clean.select(good), total - kept)
 
 
-def _usable(g: Gaussians) -> Bool[Tensor, "N"]:
+def usable_rows(g: Gaussians) -> Bool[Tensor, "N"]:
+    """Which Gaussians are finite and of a possible place and size; opacity may be infinite."""
     good = ~torch.isnan(g.logit_opacities)
     for values in (g.means, g.log_scales, g.quats, g.sh0.flatten(1), g.shN.flatten(1)):
         good &= torch.isfinite(values).all(1)
