@@ -1,4 +1,7 @@
-"""Gaussians to pixels: rasterisation, the two information kernels, and finished views."""
+"""Gaussians to pixels: rasterisation, the two information kernels, and finished views.
+
+The function `rasterization` lives in the module of the same name and is imported from there.
+"""
 
 from typing import Any
 
@@ -8,7 +11,6 @@ _HOMES = {
     "RenderMode": "rasterization",
     "accumulate_information": "rasterization",
     "evaluate_information": "rasterization",
-    "rasterization": "rasterization",
     "deterministic": "cpu",
     "thread_limit": "cpu",
     "RenderedView": "views",
@@ -27,7 +29,6 @@ __all__ = [
     "colorize",
     "deterministic",
     "evaluate_information",
-    "rasterization",
     "render_view",
     "render_views",
     "thread_limit",
@@ -39,5 +40,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module(f"{__name__}.{_HOMES[name]}")
-    return module if name == _HOMES[name] else getattr(module, name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -21,8 +21,21 @@ static FF_INLINE void shade(const Frame& f, const Geometry& g, const int32_t* in
         F c(0.5f);
         for (int k = 0; k < used; k++) c = fma(b[k], load_indexed(in.colors + 3 * k + ch, stride, index), c);
         clamped[ch] = bits(c < F(0.0f));
-        color[ch] = max(c, F(0.0f));
+        color[ch] = select(c < F(0.0f), F(0.0f), c);   // keeps NaN, which is then culled
     }
+}
+
+// Drops Gaussians with a feature that is not finite: one of them would spoil every pixel it touches.
+static FF_INLINE uint32_t finite_features(const Inputs& in, int64_t base, uint32_t mask) {
+    uint32_t kept = 0;
+    for (; mask; mask &= mask - 1) {
+        const int l = __builtin_ctz(mask);
+        const float* c = in.colors + (base + l) * in.features;
+        float nothing = 0;
+        for (int k = 0; k < in.features; k++) nothing += c[k] * 0.0f;
+        if (nothing == 0.0f) kept |= 1u << l;
+    }
+    return kept;
 }
 
 static int project_chunk(Frame& f, int64_t chunk) {
@@ -63,7 +76,15 @@ static int project_chunk(Frame& f, int64_t chunk) {
         F rx = ceil(extent * sqrt(sxx)), ry = ceil(extent * sqrt(syy));
         ok = ok & ((rx > F(cam.radius_clip)) | (ry > F(cam.radius_clip)));
         ok = ok & (mx + rx > F(0.0f)) & (my + ry > F(0.0f)) & (mx - rx < F((float)cam.width)) & (my - ry < F((float)cam.height));
+        ok = ok & (g.q_inverse_norm < F(1e12f)) & (opacity < F(FLT_MAX));
+        uint32_t clamped[3] = {0, 0, 0};
+        F color[3] = {F(0.0f), F(0.0f), F(0.0f)};
+        if (in.sh_degree >= 0 && any(ok)) {
+            shade(f, g, index, color, clamped);
+            for (int k = 0; k < 3; k++) ok = ok & (color[k] < F(FLT_MAX));
+        }
         uint32_t mask = bits(ok);
+        if (in.sh_degree < 0) mask = finite_features(in, base, mask);
         if (!mask) continue;
         F rdet = F(1.0f) / det, half(0.5f * kLog2E);
         F e = fma(extent2, F(1.002f), F(1e-3f)), rsyy = F(1.0f) / syy;
@@ -72,15 +93,10 @@ static int project_chunk(Frame& f, int64_t chunk) {
         store(out[0], mx); store(out[1], my);
         store(out[2], syy * rdet * half); store(out[3], -sxy * rdet * half); store(out[4], sxx * rdet * half);
         store(out[5], lo); store(out[6], opacity); store(out[7], g.t[2]);
-        for (int k = 8; k < 12; k++) store(out[k], F(0.0f));
+        for (int k = 0; k < 3; k++) store(out[8 + k], color[k]);
+        store(out[11], F(0.0f));
         store(out[12], sxy * rsyy); store(out[13], width2); store(out[14], det * rsyy * rsyy);
         store(out[15], sxy * sqrt(e / sxx));
-        uint32_t clamped[3] = {0, 0, 0};
-        if (in.sh_degree >= 0) {
-            F color[3];
-            shade(f, g, index, color, clamped);
-            for (int k = 0; k < 3; k++) store(out[8 + k], color[k]);
-        }
         alignas(64) float r[2][16];
         store(r[0], min(rx, F(1e9f))); store(r[1], min(ry, F(1e9f)));
         for (; mask; mask &= mask - 1) {
