@@ -1,0 +1,33 @@
+"""Repair of degraded novel views: one contract (`base`), several engines, one gate."""
+
+from typing import Any
+
+_HOMES = {
+    "PixelProvenance": "base",
+    "REPAIRERS": "base",
+    "FrameRepair": "base",
+    "Reference": "base",
+    "RepairBatch": "base",
+    "RepairBudget": "base",
+    "RepairError": "base",
+    "RepairResult": "base",
+    "Repairer": "base",
+    "RepairerInfo": "base",
+    "WarpFeatures": "base",
+    "create_repairer": "base",
+    "repair_batch": "base",
+    "repair_frames": "base",
+    "GateConfig": "gate",
+    "ReprojectionConfig": "reprojection",
+    "ReprojectionRepairer": "reprojection",
+    "select_references": "reprojection",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

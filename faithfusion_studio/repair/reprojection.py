@@ -1,0 +1,301 @@
+"""The engine without weights: depth agreed on by recorded views, then their colours, fused.
+
+The novel view's own 3DGS depth is where the scene is wrong, so depth is splatted from the recorded
+poses, where the scene was fitted; each novel pixel then looks its colour up in every recorded image
+that agrees about its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.repair.base import (
+    FrameRepair,
+    PixelProvenance,
+    Reference,
+    RepairBatch,
+    RepairerInfo,
+    WarpFeatures,
+)
+from faithfusion_studio.repair.warping import (
+    SKY_DEPTH,
+    close_cracks,
+    depth_edges,
+    fill_gaps,
+    reproject,
+    sample,
+    splat_nearest,
+)
+
+SPREAD = (-0.7, 0.3, -1.6, 1.0, -3.0, 1.8, -2.2, -1.1, -4.5, 3.0)
+"""Wanted places of references along the path, in lateral offsets (at least 1 m); ahead is +."""
+
+
+@dataclass(frozen=True)
+class ReprojectionConfig:
+    """The numbers of the warp; chosen on procedural streets."""
+
+    num_references: int = 6
+    """Recorded frames per novel frame; more covers more and costs time."""
+    splat_stride: int = 1
+    """Every how many rows and columns of the recorded depth are splatted."""
+    longest_gap: int = 12
+    """Gaps of the splat up to this many pixels are interpolated; longer ones take the render."""
+    edge_tolerance: float = 0.05
+    """Relative second difference of inverse depth above which a pixel may mix two surfaces."""
+    depth_tolerance: float = 0.06
+    """Relative disagreement of depth at which a reference's weight has fallen to 1/e."""
+    refinements: int = 1
+    """How often the consensus depth is corrected by the looked-up depths; 0 keeps the splat."""
+    distance_power: float = 2.0
+    """Preference for references near to the surface; larger prefers more strongly."""
+    color_tolerance: float = 0.02
+    """Squared colour distance from the first mean at which a weight has fallen to 1/e."""
+    covered_weight: float = 0.3
+    """Summed weight above which a pixel counts as seen."""
+    sharpness: float = 4.0
+    """Exponent on the weights; above 1 the best reference dominates and textures stay sharp."""
+
+
+class Prepared(NamedTuple):
+    """A reference ready for lookups."""
+
+    camera: Camera
+    channels: Float32[Tensor, "5 h w"]
+    """Colour 3, inverse depth 1/m, usable 0..1."""
+    depth: Float32[Tensor, "h w"]
+    """Metres along z; sky at `SKY_DEPTH`."""
+    still: Tensor
+    """[h, w] bool: not on a moving object."""
+    solid: Tensor
+    """[h, w] bool: not at a depth edge."""
+
+
+class ReprojectionRepairer:
+    """Consensus depth from recorded views, warp, fuse; deterministic, CPU, no weights."""
+
+    name = "reprojection"
+    info = RepairerInfo(
+        title="Reprojection",
+        summary="Warps the recorded images into the novel view; invents nothing.",
+        licence="Apache-2.0, part of this project",
+        depth=True,
+    )
+
+    def __init__(self, config: ReprojectionConfig | None = None) -> None:
+        self.config = config or ReprojectionConfig()
+
+    def estimate_seconds(self, frames: int, height: int, width: int, device: str = "cpu") -> float:
+        """Expected time, s: linear in pixels and references, measured on two CPU threads."""
+        return 1.8e-7 * frames * height * width * self.config.num_references
+
+    def repair(self, batch: RepairBatch) -> Iterator[FrameRepair]:
+        """One warped and fused frame after the other."""
+        prepared: dict[int, Prepared] = {}
+        positions = [reference.camera for reference in batch.references]
+        for t, camera in enumerate(batch.cameras):
+            chosen = select_references(camera, positions, count=self.config.num_references)
+            for index in chosen:
+                if index not in prepared:
+                    prepared[index] = prepare(batch.references[index], self.config)
+            features = warp_references(
+                camera,
+                [prepared[index] for index in chosen],
+                batch.depths[t],
+                batch.alphas[t],
+                self.config,
+            )
+            yield self._frame(batch.renders[t], features)
+
+    def _frame(self, render: Tensor, features: WarpFeatures) -> FrameRepair:
+        """Fused colours where something was seen, else the render."""
+        config = self.config
+        seen = features.weight > config.covered_weight
+        fade = (features.weight / (2 * config.covered_weight)).clamp(0, 1)
+        rgb = torch.where(seen[..., None], features.fused, render)
+        agreement = torch.exp(-features.variance / config.color_tolerance)
+        confidence = torch.where(seen, fade * agreement, torch.zeros_like(fade))
+        provenance = seen.to(torch.uint8) * int(PixelProvenance.REPROJECTED)
+        depth = torch.where(features.depth < 0.5 * SKY_DEPTH, features.depth, 0.0)
+        notes = ()
+        if not bool(seen.any()):
+            notes = ("No recorded frame sees this view; it was left as rendered.",)
+        return FrameRepair(rgb, confidence, provenance, depth, features, notes=notes)
+
+
+def prepare(reference: Reference, config: ReprojectionConfig) -> Prepared:
+    """A reference with sky depth filled in, depth edges and moving pixels marked."""
+    solid_depth = reference.depth > 0
+    if reference.alpha is not None:
+        solid_depth &= reference.alpha > 0.5
+    depth = torch.where(solid_depth, reference.depth, torch.full_like(reference.depth, SKY_DEPTH))
+    depth = depth.clamp(1e-2, SKY_DEPTH)
+    solid = ~depth_edges(depth, config.edge_tolerance)
+    usable = torch.where(solid, 1.0, 0.3)
+    if reference.trust is not None:
+        usable = usable * reference.trust.clamp(0, 1)
+    channels = torch.cat([reference.image.permute(2, 0, 1), (1 / depth)[None], usable[None]])
+    moving = reference.dynamic_mask
+    still = torch.ones_like(solid) if moving is None else ~moving
+    return Prepared(reference.camera, channels.contiguous(), depth, still, solid)
+
+
+def consensus_depth(
+    camera: Camera,
+    references: Sequence[Prepared],
+    render_depth: Float32[Tensor, "H W"],
+    render_alpha: Float32[Tensor, "H W"],
+    config: ReprojectionConfig,
+) -> Float32[Tensor, "H W"]:
+    """Depth of a novel view from the references' depths, one z-buffer for all of them.
+
+    Args:
+        camera: The novel view.
+        references: Recorded views with their depths.
+        render_depth: The novel view's own depth, m; used where no reference lands.
+        render_alpha: Its opacity; below 0.5 is sky.
+        config: Splat stride.
+
+    Returns:
+        Metres along z, sky at `SKY_DEPTH`.
+    """
+    shape = (camera.height, camera.width)
+    buffer = torch.full(shape, torch.inf)
+    stride = config.splat_stride
+    for reference in references:
+        points = reproject(reference.camera, camera, reference.depth, stride)
+        valid = reference.solid & _allowed(reference, camera)
+        splat_nearest(buffer, points, valid[::stride, ::stride])
+    buffer = fill_gaps(close_cracks(buffer), config.longest_gap)
+    own = torch.where(
+        (render_depth > 0) & (render_alpha > 0.5), render_depth, torch.tensor(SKY_DEPTH)
+    )
+    return torch.where(torch.isfinite(buffer), buffer, own).clamp(1e-2, SKY_DEPTH)
+
+
+def _allowed(reference: Prepared, camera: Camera) -> Tensor:
+    """Pixels of a reference that may be used at the novel view's time."""
+    if abs(reference.camera.time - camera.time) < 1e-3:
+        return torch.ones_like(reference.still)
+    return reference.still
+
+
+def _look_up(
+    camera: Camera, depth: Tensor, reference: Prepared, config: ReprojectionConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colours [3, H, W], weights [H, W] and depth ratio (sampled / projected) [H, W] in one reference."""
+    points = reproject(camera, reference.camera, depth)
+    looked = sample(reference.channels, points)
+    disagreement = points.z * looked[3] - 1
+    closeness = (points.z / depth).clamp(0.2, 3)
+    weight = torch.exp(-((disagreement / config.depth_tolerance) ** 2))
+    weight = weight * (0.05 + closeness**-config.distance_power) * looked[4] * points.inside
+    if abs(reference.camera.time - camera.time) >= 1e-3 and not bool(reference.still.all()):
+        still = sample(reference.still[None].to(torch.float32), points)[0]
+        weight = weight * (still > 0.999)
+    return looked[:3], weight, 1 / (1 + disagreement).clamp(min=1e-3)
+
+
+def refine_depth(
+    camera: Camera,
+    depth: Float32[Tensor, "H W"],
+    references: Sequence[Prepared],
+    config: ReprojectionConfig,
+) -> Float32[Tensor, "H W"]:
+    """Depth corrected to what the references that nearly agree see at the projected positions.
+
+    Removes the rounding of the splat and averages noise among the references.
+    """
+    total = torch.full_like(depth, 1e-3)
+    moved = depth * 1e-3
+    for reference in references:
+        _, weight, ratio = _look_up(camera, depth, reference, config)
+        total += weight
+        moved += weight * depth * ratio
+    return (moved / total).clamp(1e-2, SKY_DEPTH)
+
+
+def warp_references(
+    camera: Camera,
+    references: Sequence[Prepared],
+    render_depth: Float32[Tensor, "H W"],
+    render_alpha: Float32[Tensor, "H W"],
+    config: ReprojectionConfig,
+) -> WarpFeatures:
+    """What the references say about a novel view: fused and best colours, weights, variance.
+
+    Source: the project's repair recipe; weights as in its table of measurements.
+    """
+    depth = consensus_depth(camera, references, render_depth, render_alpha, config)
+    for _ in range(config.refinements):
+        depth = refine_depth(camera, depth, references, config)
+    shape = (camera.height, camera.width)
+    if not references:
+        empty, black = torch.zeros(shape), torch.zeros(*shape, 3)
+        return WarpFeatures(black, empty, empty, black, empty, depth)
+    pairs = [_look_up(camera, depth, reference, config)[:2] for reference in references]
+    colors = torch.stack([color for color, _ in pairs])  # [V, 3, H, W]
+    weights = torch.stack([weight for _, weight in pairs])  # [V, H, W]
+    return _fuse(colors, weights, depth, config)
+
+
+def _fuse(
+    colors: Tensor, weights: Tensor, depth: Tensor, config: ReprojectionConfig
+) -> WarpFeatures:
+    """Weighted mean, then once more with weights that fall with the distance from it."""
+    total = weights.sum(0)
+    mean = (colors * weights[:, None]).sum(0) / total.clamp(min=1e-6)
+    distance = ((colors - mean) ** 2).mean(1)
+    variance = (distance * weights).sum(0) / total.clamp(min=1e-6)
+    robust = weights * torch.exp(-distance / config.color_tolerance)
+    sharp = robust**config.sharpness + 1e-9 * weights
+    fused = (colors * sharp[:, None]).sum(0) / sharp.sum(0).clamp(min=1e-9)
+    best_weight, best = robust.max(0)
+    index = best[None, None].expand(1, 3, *best.shape)
+    return WarpFeatures(
+        fused=fused.permute(1, 2, 0).contiguous(),
+        weight=total,
+        variance=variance,
+        best=colors.gather(0, index)[0].permute(1, 2, 0).contiguous(),
+        best_weight=best_weight,
+        depth=depth,
+    )
+
+
+def select_references(camera: Camera, candidates: Sequence[Camera], count: int = 6) -> list[int]:
+    """Indices of the recorded cameras that see most of what a novel view sees, best first.
+
+    Args:
+        camera: The novel view.
+        candidates: Recorded cameras.
+        count: At most this many.
+
+    Returns:
+        Indices into `candidates`, spread behind and ahead of the novel view along its own forward
+        direction; cameras that look elsewhere (more than 60 degrees away) come last.
+    """
+    if not candidates:
+        return []
+    forward = camera.camtoworld[:3, 2]
+    offsets = torch.stack([c.position - camera.position for c in candidates])
+    along = offsets @ forward
+    aside = (offsets - along[:, None] * forward).norm(dim=1)
+    facing = torch.stack([c.camtoworld[:3, 2] @ forward for c in candidates])
+    base = aside + 100.0 * (facing < 0.5) + 10.0 * (1 - facing)
+    lateral = max(1.0, float(aside.min()))
+    chosen: list[int] = []
+    for wanted in SPREAD:
+        cost = base + (along - wanted * lateral).abs()
+        cost[chosen] = torch.inf
+        best = int(cost.argmin())
+        if len(chosen) == min(count, len(candidates)):
+            break
+        chosen.append(best)
+    return chosen
