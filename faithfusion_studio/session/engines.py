@@ -109,17 +109,9 @@ def start_trainer(
 
 def recorded_evidence(scene: Scene) -> Generator[tuple[int, int], None, StoredFisher]:
     """Sum the evidence of the recorded views; yields (done, total), returns the result."""
-    from faithfusion_studio.information import FisherAccumulator
+    from faithfusion_studio.information import accumulate_fisher
 
-    accumulator = FisherAccumulator(scene)
-    if scene.capture is None:
-        return accumulator.finish()
-    frames = scene.capture.frames
-    for index, frame in enumerate(frames):
-        exposure = None if scene.exposures is None else scene.exposures[index]
-        accumulator.add(frame.camera, frame.image(), exposure=exposure)
-        yield index + 1, len(frames)
-    return accumulator.finish()
+    return accumulate_fisher(scene)
 
 
 def follow_rows(fisher: StoredFisher, change: TopologyChange | None, scene: Scene) -> StoredFisher:

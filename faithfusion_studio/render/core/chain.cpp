@@ -101,5 +101,6 @@ void bind_chain(nb::module_& m) {
     m.def("visible_gaussians", &visible_gaussians);
     m.def("fisher_chain", &fisher_chain);
     m.def("factor_blocks", &factor_blocks);
-    m.def("posterior_covariances", &posterior_covariances);
+    m.def("posterior_covariances", &posterior_covariances, nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
+          nb::arg("sh_prior"), nb::arg("scale"), nb::arg("out"), nb::arg("threads"));
 }
