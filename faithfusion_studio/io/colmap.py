@@ -195,6 +195,15 @@ class _Reader:
         self.at = end + 1
         return raw.decode("utf-8", errors="replace")
 
+    def finish(self) -> None:
+        """Raise unless every byte was read: a count that is too small would lose records."""
+        rest = len(self.data) - self.at
+        if rest:
+            raise CaptureError(
+                f"{self.path}: has {rest:,} bytes after its last record; its count is wrong or the "
+                "file is damaged."
+            )
+
     def truncated(self, detail: str = "") -> CaptureError:
         return CaptureError(
             f"{self.path}: ends in the middle of a record at byte {self.at:,}{detail}; the file "
@@ -223,6 +232,7 @@ def read_colmap_cameras(model: Path) -> dict[int, ColmapCamera]:
                 )
             values = reader.take(f"{MODELS[number][1]}d")
             cameras[camera_id] = _lens(reader.path, camera_id, number, (width, height), values)
+        reader.finish()
         return cameras
     path = model / "cameras.txt"
     by_name = {name: i for i, (name, _, _) in enumerate(MODELS)}
@@ -270,6 +280,7 @@ def read_colmap_images(model: Path) -> list[ColmapImage]:
             name = reader.name()
             reader.skip(24 * reader.count(24))
             images.append(_image(reader.path, image_id, pose, camera_id, name))
+        reader.finish()
         return images
     path = model / "images.txt"
     lines = _lines(path)
@@ -312,6 +323,7 @@ def read_colmap_points(model: Path) -> PointCloud | None:
             _, x, y, z, r, g, b, _, track = reader.take("Q3d3BdQ")
             xyz[i], rgb[i] = (x, y, z), (r, g, b)
             reader.skip(8 * track)
+        reader.finish()
         return point_cloud(xyz, rgb)
     path = model / "points3D.txt"
     if not path.is_file():

@@ -76,6 +76,17 @@ def test_a_truncated_colmap_file_is_one_sentence(tmp_path, name, share):
         load_capture(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
+def test_a_count_that_is_too_small_loses_nothing_silently(tmp_path, name):
+    write_colmap(tmp_path, ["0.jpg", "1.jpg", "2.jpg"], binary=True)
+    path = tmp_path / "sparse/0" / name
+    data = bytearray(path.read_bytes())
+    data[0] -= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CaptureError, match="after its last record"):
+        load_capture(tmp_path)
+
+
 # ---------------------------------------------------------------------------------- transforms.json
 
 
