@@ -3,9 +3,11 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "kernels.h"
 #include "render.h"
@@ -39,7 +41,7 @@ const ChainKernels& chain_kernels() {
 }
 
 template <class T>
-auto optional(const nb::object& o) -> decltype(std::declval<T>().data()) {
+auto optional(const nb::handle& o) -> decltype(std::declval<T>().data()) {
     return o.is_none() ? nullptr : nb::cast<T>(o).data();
 }
 
@@ -88,9 +90,9 @@ void factor_blocks(Input blocks, Input prior, bool diagonal, Array factors, int 
     chain_kernels().factor(threads, count, blocks.data(), prior.data(), diagonal, factors.data());
 }
 
-void posterior_covariances(nb::tuple view, Input factors, nb::object sh_evidence, float sh_prior, float scale, Array out, int threads) {
+void posterior_covariances(nb::tuple view, Input factors, std::optional<Input> sh_evidence, float sh_prior, float scale, Array out, int threads) {
     const ChainView v = make_view(view);
-    const float* evidence = optional<Input>(sh_evidence);
+    const float* evidence = sh_evidence ? sh_evidence->data() : nullptr;
     nb::gil_scoped_release release;
     chain_kernels().posterior(v, threads, factors.data(), evidence, sh_prior, scale, out.data());
 }

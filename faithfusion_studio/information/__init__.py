@@ -1,0 +1,50 @@
+"""What the recorded views say about every Gaussian, and how uncertain each pixel of a new view is."""
+
+from typing import Any
+
+_HOMES = {
+    "FisherPrior": "prior",
+    "MissingFisherError": "prior",
+    "StaleFisherError": "prior",
+    "FisherAccumulator": "fisher",
+    "accumulate_fisher": "fisher",
+    "add_views": "fisher",
+    "follow_topology": "fisher",
+    "recorded_fisher": "fisher",
+    "EigForm": "eig",
+    "EigMap": "eig",
+    "eig_map": "eig",
+    "predicted_std": "eig",
+    "Calibration": "calibration",
+    "sparsification": "calibration",
+    "spearman_pooled": "calibration",
+    "Regions": "regions",
+    "split_regions": "regions",
+}
+__all__ = [
+    "Calibration",
+    "EigForm",
+    "EigMap",
+    "FisherAccumulator",
+    "FisherPrior",
+    "MissingFisherError",
+    "Regions",
+    "StaleFisherError",
+    "accumulate_fisher",
+    "add_views",
+    "eig_map",
+    "follow_topology",
+    "predicted_std",
+    "recorded_fisher",
+    "sparsification",
+    "spearman_pooled",
+    "split_regions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
