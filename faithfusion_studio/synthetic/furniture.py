@@ -136,12 +136,10 @@ def _leaves(
     count: int,
     hue: tuple[Real, Real, Real],
 ) -> None:
-    from trimesh.creation import icosphere
-
-    core = icosphere(subdivisions=1)
+    sphere = unit_sphere()
     shadowy = Look(Material.LEAF, tuple(0.3 * c for c in hue), GREEN, 1, 0.5)
     for centre, radius in zip(centres, radii, strict=True):
-        corners = core.vertices[core.faces] * radius * 0.72 + centre
+        corners = sphere * radius * 0.72 + centre
         builder.triangles(corners, shadowy, corners[..., :2] + corners[..., 2:])
     which = rng.integers(len(centres), size=count)
     direction = rng.normal(size=(count, 3))
@@ -183,6 +181,30 @@ def _leaves(
         part.quads(corners[chosen], look, uv, np.repeat(normals[chosen][:, None], 4, axis=1))
         open_share = np.repeat(openness[chosen], 2)[:, None].repeat(3, axis=1)
         builder.add(replace(part.build(), ambient=open_share.astype(np.float32)))
+
+
+def unit_sphere() -> np.ndarray:
+    """Triangles [80, 3, 3] of an icosahedron, each split in four, on the unit sphere."""
+    golden = (1 + np.sqrt(5)) / 2
+    signs = [(a, b * golden) for a in (-1, 1) for b in (-1, 1)]
+    corners = [np.roll((0, *pair), shift) for shift in range(3) for pair in signs]
+    points = np.array(corners, np.float64)
+    near = np.linalg.norm(points[:, None] - points[None], axis=-1) < 2.1
+    faces = [
+        (i, j, k)
+        for i in range(12)
+        for j in range(i + 1, 12)
+        for k in range(j + 1, 12)
+        if near[i, j] and near[j, k] and near[i, k]
+    ]
+    a, b, c = np.moveaxis(points[np.array(faces)], 1, 0)
+    # All faces wind outwards, so that the ambient light knows which side is open.
+    inward = np.einsum("fi,fi->f", np.cross(b - a, c - a), a) < 0
+    b[inward], c[inward] = c[inward], b[inward].copy()
+    ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+    split = [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
+    sphere = np.concatenate([np.stack(part, axis=1) for part in split])
+    return sphere / np.linalg.norm(sphere, axis=-1, keepdims=True)
 
 
 def hedge(rng: np.random.Generator, length: Real, height: Real, width: Real = 0.7) -> Geometry:

@@ -129,14 +129,15 @@ class Look:
 
 
 class GeometryBuilder:
-    """Collects quads and boxes; `build` gives one `Geometry`."""
+    """Collects triangles, quads and boxes; `build` turns them into one `Geometry` at once."""
 
     def __init__(self) -> None:
-        self._parts: list[Geometry] = []
+        self._finished: list[Geometry] = []
+        self._raw: list[tuple[np.ndarray, Look, np.ndarray | None, np.ndarray | None]] = []
 
     def add(self, geometry: Geometry) -> None:
         """Append finished triangles."""
-        self._parts.append(geometry)
+        self._finished.append(geometry)
 
     def triangles(
         self,
@@ -146,28 +147,7 @@ class GeometryBuilder:
         normals: np.ndarray | None = None,
     ) -> None:
         """Append triangles [F, 3, 3]; flat normals and world-size uv where none are given."""
-        corners = np.asarray(corners, np.float64)
-        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        length = np.linalg.norm(flat, axis=-1, keepdims=True)
-        corners, flat = corners[length[:, 0] > 1e-9], (flat / np.maximum(length, 1e-9))
-        keep = length[:, 0] > 1e-9
-        flat = np.repeat(flat[keep][:, None], 3, axis=1)
-        uv = _box_uv(corners, flat) if uv is None else np.asarray(uv)[keep]
-        count = len(corners)
-        self._parts.append(
-            Geometry(
-                triangles=corners.astype(np.float32),
-                normals=(flat if normals is None else np.asarray(normals)[keep]).astype(np.float32),
-                uv=uv.astype(np.float32),
-                color=np.tile(np.float32(look.color), (count, 1)),
-                seed=np.full(count, look.seed, np.float32),
-                material=np.full(count, look.material, np.uint8),
-                style=np.full(count, look.style, np.uint8),
-                category=np.full(count, look.category, np.uint8),
-                node_index=np.full(count, -1, np.int16),
-                ambient=np.ones((count, 3), np.float32),
-            )
-        )
+        self._raw.append((np.asarray(corners, np.float64), look, uv, normals))
 
     def quads(
         self,
@@ -178,38 +158,80 @@ class GeometryBuilder:
     ) -> None:
         """Append quads [Q, 4, 3], counter-clockwise seen from outside; uv [Q, 4, 2] or [4, 2]."""
         corners = np.asarray(corners, np.float64).reshape(-1, 4, 3)
-        split = np.array([[0, 1, 2], [0, 2, 3]])
-
-        def halves(values: np.ndarray | None) -> np.ndarray | None:
-            if values is None:
-                return None
-            values = np.broadcast_to(values, (len(corners), 4, np.shape(values)[-1]))
-            return values[:, split].reshape(len(corners) * 2, 3, -1)
-
-        self.triangles(halves(corners), look, halves(uv), halves(normals))
+        shape = (len(corners), 4)
+        uv = None if uv is None else np.broadcast_to(uv, (*shape, 2))
+        self.triangles(_halves(corners), look, _halves(uv), _halves(normals))
 
     def box(self, low: np.ndarray, high: np.ndarray, look: Look, bottom: bool = False) -> None:
         """Append an axis-aligned box from `low` to `high` [3]; the bottom only when asked for."""
-        self.quads(box_quads(np.asarray(low, float), np.asarray(high, float), bottom), look)
+        self.quads(box_quads(low, high, bottom), look)
 
     def build(self) -> Geometry:
-        """Everything added so far."""
-        return concatenate_geometry(self._parts)
+        """Everything added so far; triangles without area are left out."""
+        finished = list(self._finished)
+        if self._raw:
+            finished.append(self._shaped())
+        return finished[0] if len(finished) == 1 else concatenate_geometry(finished)
+
+    def _shaped(self) -> Geometry:
+        """The raw triangles with their normals, uv and looks filled in."""
+        corners = np.concatenate([part[0] for part in self._raw])
+        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        length = np.linalg.norm(flat, axis=-1, keepdims=True)
+        normals = np.repeat((flat / np.maximum(length, 1e-12))[:, None], 3, axis=1)
+        uv = _box_uv(corners, normals)
+        counts = [len(part[0]) for part in self._raw]
+        at = 0
+        for (_, _, given_uv, given_normals), count in zip(self._raw, counts, strict=True):
+            if given_uv is not None:
+                uv[at : at + count] = given_uv
+            if given_normals is not None:
+                normals[at : at + count] = given_normals
+            at += count
+        keep = length[:, 0] > 1e-9
+        looks = [part[1] for part in self._raw]
+
+        def spread(values: list, dtype: type) -> np.ndarray:
+            return np.repeat(np.array(values, dtype), counts, axis=0)[keep]
+
+        return Geometry(
+            triangles=corners[keep].astype(np.float32),
+            normals=normals[keep].astype(np.float32),
+            uv=uv[keep].astype(np.float32),
+            color=spread([look.color for look in looks], np.float32),
+            seed=spread([look.seed for look in looks], np.float32),
+            material=spread([look.material for look in looks], np.uint8),
+            style=spread([look.style for look in looks], np.uint8),
+            category=spread([look.category for look in looks], np.uint8),
+            node_index=np.full(int(keep.sum()), -1, np.int16),
+            ambient=np.ones((int(keep.sum()), 3), np.float32),
+        )
+
+
+def _halves(values: np.ndarray | None) -> np.ndarray | None:
+    """Both triangles of each quad: [Q, 4, C] to [2 Q, 3, C]."""
+    if values is None:
+        return None
+    return values[:, [0, 1, 2, 0, 2, 3]].reshape(len(values) * 2, 3, -1)
+
+
+_BOX = np.array(
+    [
+        [(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)],
+        [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 0, 1)],
+        [(0, 0, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)],
+        [(0, 1, 0), (0, 1, 1), (1, 1, 1), (1, 1, 0)],
+        [(0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)],
+        [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)],
+    ],
+    np.float64,
+)
 
 
 def box_quads(low: np.ndarray, high: np.ndarray, bottom: bool = False) -> np.ndarray:
     """Outward faces [5 or 6, 4, 3] of an axis-aligned box."""
-    (x0, y0, z0), (x1, y1, z1) = low, high
-    faces = [
-        [(x0, y0, z0), (x0, y0, z1), (x0, y1, z1), (x0, y1, z0)],
-        [(x1, y0, z0), (x1, y1, z0), (x1, y1, z1), (x1, y0, z1)],
-        [(x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)],
-        [(x0, y1, z0), (x0, y1, z1), (x1, y1, z1), (x1, y1, z0)],
-        [(x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)],
-    ]
-    if bottom:
-        faces.append([(x0, y0, z0), (x0, y1, z0), (x1, y1, z0), (x1, y0, z0)])
-    return np.array(faces)
+    low = np.asarray(low, np.float64)
+    return low + _BOX[: 6 if bottom else 5] * (np.asarray(high, np.float64) - low)
 
 
 def tube(
