@@ -25,29 +25,6 @@ _HOMES = {
     "read_compressed_ply": "compressed_ply",
     "write_cameras_json": "captures",
 }
-__all__ = [
-    "FORMATS",
-    "NATIVE_VERSION",
-    "CaptureError",
-    "CheckpointError",
-    "FormatError",
-    "NativeFileError",
-    "SplatFileError",
-    "camera_path_stems",
-    "load_capture",
-    "load_scene",
-    "read_camera_path",
-    "read_colmap",
-    "read_compressed_ply",
-    "read_native",
-    "read_ply",
-    "save_scene",
-    "sniff",
-    "write_camera_path",
-    "write_cameras_json",
-    "write_native",
-    "write_ply",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -200,7 +200,10 @@ def _jpeg_size(file: Any) -> tuple[int, int] | None:
             return None
         if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
             frame = file.read(5)
-            return struct.unpack(">xHH", frame)[::-1] if len(frame) == 5 else None
+            if len(frame) < 5:
+                return None
+            height, width = struct.unpack(">xHH", frame)
+            return width, height
         file.seek(max(struct.unpack(">H", length)[0] - 2, 0), 1)
     return None
 

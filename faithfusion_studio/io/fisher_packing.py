@@ -34,7 +34,7 @@ _ANGLE_STEPS = 2047
 _PIVOT_FLOOR = 1e-6
 _CHUNK = 1 << 16
 _LOWER = [(i, j) for i in range(SIZE) for j in range(i)]
-_UPPER = {(i, j): n for n, (i, j) in enumerate(zip(*np.triu_indices(SIZE), strict=True))}
+_UPPER = {pair: n for n, pair in enumerate((i, j) for i in range(SIZE) for j in range(i, SIZE))}
 _DIAGONAL = [_UPPER[i, i] for i in range(SIZE)]
 
 
