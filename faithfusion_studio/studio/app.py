@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+import warnings
 import webbrowser
 from typing import Any
 
@@ -111,6 +112,8 @@ def launch(
         AccessError: The token is too short.
         ServeError: No port near this one is free, or the address does not exist here.
     """
+    # A browser may leave at any moment, also while its window is being built or updated.
+    warnings.filterwarnings("ignore", "Queued a .* on a closed connection", UserWarning)
     rule = access_rule(host, token)
     _require_bindable(host, port)
     with guarded_server(rule), contextlib.redirect_stdout(io.StringIO()):  # viser's own banner

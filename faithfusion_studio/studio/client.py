@@ -94,7 +94,7 @@ class ClientStudio:
         card = gui.add_html(_overlay(legend(self.view.get(), self.view.measurement)))
         tabs = gui.add_tab_group()
         for title, builder in _tabs():
-            with tabs.add_tab(title):
+            with tabs.add_tab(title), reported(self.view):
                 self._updates.append(builder(gui, self._session, self.view))
         timeline = gui.add_panel()
         with timeline.add_tab("Drive"):
