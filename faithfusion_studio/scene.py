@@ -194,7 +194,10 @@ class PosedImage:
         """
         import cv2
 
-        raw = cv2.imdecode(np.frombuffer(self.encoded(), np.uint8), cv2.IMREAD_COLOR)
+        raw = cv2.imdecode(
+            np.frombuffer(self.encoded(), np.uint8),
+            cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+        )
         where = self.data if isinstance(self.data, Path) else (self.name or "a stored frame")
         if raw is None:
             raise SceneError(f"{where}: not a readable image; replace the damaged file.")

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.losses import SparseDepth
 from faithfusion_studio.gaussians import Gaussians, Provenance
 from faithfusion_studio.scene import (
     Capture,
@@ -115,6 +117,29 @@ def _thumbnails(capture: Capture, width: int = 480) -> list[Tensor]:
         size = (max(1, round(camera.width * factor)), max(1, round(camera.height * factor)))
         result.append(frame.image(size))
     return result
+
+
+def visible_points(points: Float32[Tensor, "M 3"], camera: Camera, cell: int = 6) -> SparseDepth:
+    """Recorded points in front of a camera, the nearest of each cell of the image.
+
+    Args:
+        points: World, m.
+        camera: Where from.
+        cell: Side of a cell, pixels; hides most points that something stands before.
+    """
+    view, K = camera.viewmat.to(torch.float32), camera.K.to(torch.float32)
+    local = points @ view[:3, :3].T + view[:3, 3]
+    local = local[local[:, 2] > 0.5]
+    u = (K[0, 0] * local[:, 0] / local[:, 2] + K[0, 2]).long()
+    v = (K[1, 1] * local[:, 1] / local[:, 2] + K[1, 2]).long()
+    inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    u, v, z = u[inside], v[inside], local[inside, 2]
+    order = z.argsort(descending=True)  # the last write, the nearest, stays
+    cells = (v // cell) * (camera.width // cell + 1) + u // cell
+    nearest = torch.full((int(cells.max()) + 1 if len(cells) else 0,), -1)
+    nearest[cells[order]] = order
+    chosen = nearest[nearest >= 0]
+    return SparseDepth((v * camera.width + u)[chosen], z[chosen])
 
 
 def _recorded_points(capture: Capture) -> Seeds:

@@ -13,7 +13,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.fusion.losses import TrainingView, image_loss, shape_loss
+from faithfusion_studio.fusion.losses import (
+    TrainingView,
+    depth_loss,
+    image_loss,
+    shape_loss,
+    sky_loss,
+)
 from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.gaussians import concatenate
@@ -52,6 +58,9 @@ class Learner:
         self.parameters = GaussianParameters(
             scene.background, rates, means_rate=rates.means * extent
         )
+        self._up = torch.tensor([0.0, 0.0, 1.0])
+        if scene.capture is not None:
+            self._up = scene.trajectory.ego_to_worlds[:, :3, 2].mean(0).to(torch.float32)
         self._sky: torch.nn.Parameter | None = None
         self._exposures: torch.nn.Parameter | None = None
         groups = []
@@ -80,8 +89,10 @@ class Learner:
 
     def render(
         self, camera: Camera, sh_degree: int, *, absgrad: bool = False
-    ) -> tuple[Float32[Tensor, "H W 3"], Float32[Tensor, "H W"], RasterizationMeta]:
-        """Differentiable colour (sky included, not clamped), opacity, and the rasteriser's lists."""
+    ) -> tuple[
+        Float32[Tensor, "H W 3"], Float32[Tensor, "H W"], Float32[Tensor, "H W"], RasterizationMeta
+    ]:
+        """Differentiable colour (sky included, not clamped), expected depth, opacity, and the lists."""
         from faithfusion_studio.render.rasterization import rasterization
 
         p = self.parameters
@@ -107,11 +118,12 @@ class Learner:
             camera.height,
             near_plane=0.05,
             sh_degree=sh_degree,
+            render_mode="RGB+ED",
             absgrad=absgrad,
         )
         alpha = alphas[0, :, :, 0]
-        rgb = rendered[0] + (1 - alpha)[..., None] * self._sky_behind(camera, alpha)
-        return rgb, alpha, meta
+        rgb = rendered[0, :, :, :3] + (1 - alpha)[..., None] * self._sky_behind(camera, alpha)
+        return rgb, rendered[0, :, :, 3], alpha, meta
 
     def _placed_nodes(self, time: float, sh_degree: int):
         poses = [(node, node.pose_at(time)) for node in self._scene.nodes]
@@ -130,10 +142,16 @@ class Learner:
         Returns:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
         """
-        rgb, _, meta = self.render(view.camera, sh_degree, absgrad=True)
+        rgb, depth, alpha, meta = self.render(view.camera, sh_degree, absgrad=True)
         if view.exposure_index >= 0 and self._exposures is not None:
             rgb = apply_exposure(rgb, self._exposures[view.exposure_index])
         loss = image_loss(rgb, view.image, view.weight, self.weights)
+        if view.depth is not None and self.weights.depth > 0:
+            loss = loss + self.weights.depth * depth_loss(depth, alpha, view.depth)
+        if self._sky is not None and self.weights.sky > 0:
+            sky = cubemap_image(self._sky.detach(), view.camera)
+            above = above_horizon(view.camera, self._up)
+            loss = loss + self.weights.sky * sky_loss(alpha, view.image, sky, above)
         loss = loss + shape_loss(
             self.parameters["log_scales"],
             self.parameters["logit_opacities"],
@@ -158,3 +176,12 @@ class Learner:
         self.parameters.optimizer.zero_grad(set_to_none=True)
         if self._others is not None:
             self._others.zero_grad(set_to_none=True)
+
+
+def above_horizon(camera: Camera, up: Float32[Tensor, "3"]) -> Float32[Tensor, "H W"]:
+    """1 where a pixel looks above the horizon, else 0."""
+    tilt = (up @ camera.camtoworld[:3, :3].to(torch.float32)).tolist()
+    K = camera.K
+    x = (torch.arange(camera.width) + 0.5 - float(K[0, 2])) / float(K[0, 0])
+    y = (torch.arange(camera.height) + 0.5 - float(K[1, 2])) / float(K[1, 1])
+    return ((x[None, :] * tilt[0] + y[:, None] * tilt[1] + tilt[2]) > 0).to(torch.float32)

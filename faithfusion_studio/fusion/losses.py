@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.schedule import LossWeights, Weighting
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDepth:
+    """Depths known at some pixels of one view."""
+
+    pixels: Int[Tensor, "M"]
+    """Flat index into [H W]."""
+    depths: Float32[Tensor, "M"]
+    """m along z."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +33,8 @@ class TrainingView:
     """0..1 per pixel; None means 1 everywhere."""
     exposure_index: int = -1
     """Row of the exposure table, -1 for a view rendered without correction."""
+    depth: SparseDepth | None = None
+    """Recorded points seen in the view."""
     source: str = "recorded"
     """"recorded" or "repaired"."""
 
@@ -97,6 +109,44 @@ def image_loss(
     return total.mean() if weight is None else (total * weight).mean()
 
 
+def depth_loss(
+    depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"], known: SparseDepth
+) -> Float[Tensor, ""]:
+    """Mean relative depth error at the known pixels; larger errors than a fifth are taken for occlusions.
+
+    Args:
+        depth: Expected depth, m along z.
+        alpha: Opacity; pixels below one half say nothing about depth.
+        known: The recorded points of the view.
+    """
+    found = depth.reshape(-1)[known.pixels]
+    error = (found - known.depths).abs() / known.depths
+    counts = (alpha.detach().reshape(-1)[known.pixels] > 0.5) & (error.detach() < 0.2)
+    return (error * counts).sum() / counts.sum().clamp(min=1)
+
+
+SKY_MATCH = 0.06
+"""Colour difference at which the belief that a pixel shows the sky has fallen to 1/e."""
+
+
+def sky_loss(
+    alpha: Float[Tensor, "H W"],
+    image: Float[Tensor, "H W 3"],
+    sky: Float[Tensor, "H W 3"],
+    above: Float[Tensor, "H W"],
+) -> Float[Tensor, ""]:
+    """Mean opacity of pixels that the sky alone would explain.
+
+    Args:
+        alpha: Opacity of the Gaussians.
+        image: What was recorded.
+        sky: What the sky alone would show; no gradient flows into it.
+        above: 1 above the horizon, 0 below.
+    """
+    difference = (image - sky.detach()).square().mean(-1)
+    return (alpha * above * torch.exp(-difference / SKY_MATCH**2)).mean()
+
+
 def shape_loss(
     log_scales: Float[Tensor, "N 3"],
     logit_opacities: Float[Tensor, "N"],
@@ -105,10 +155,12 @@ def shape_loss(
 ) -> Float[Tensor, ""]:
     """Regularisers on the Gaussians themselves: opacity, size in units of `voxel` (m), aspect ratio."""
     scales = log_scales.exp()
-    ordered = scales.sort(dim=-1).values
-    too_long = torch.relu(ordered[:, 2] / ordered[:, 1].clamp(min=1e-9) - weights.max_aspect)
+    thinnest, longest = scales.aminmax(dim=-1)
+    middle = scales.sum(-1) - thinnest - longest
+    too_long = torch.relu(longest / middle.clamp(min=1e-9) - weights.max_aspect)
     return (
         weights.opacity * torch.sigmoid(logit_opacities).mean()
         + weights.scale * (scales / voxel).clamp(max=100).mean()
+        + weights.flat * (thinnest / voxel).clamp(max=100).mean()
         + weights.shape * too_long.clamp(max=100).mean()
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.densify import GradientDensify, initial_state
-from faithfusion_studio.fusion.initialize import initial_gaussians, initial_sky
+from faithfusion_studio.fusion.initialize import initial_gaussians, initial_sky, visible_points
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import TrainingView
 from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
@@ -88,7 +88,10 @@ class Reconstruction:
             pixels = frame.image((camera.width, camera.height))
             self._images[key] = (camera, (pixels * 255 + 0.5).to(torch.uint8))
         camera, pixels = self._images[key]
-        return TrainingView(camera, pixels.to(torch.float32) / 255, exposure_index=index)
+        image = pixels.to(torch.float32) / 255
+        points = self.capture.points
+        depth = None if points is None else visible_points(points.xyz, camera)
+        return TrainingView(camera, image, exposure_index=index, depth=depth)
 
     def run(self) -> Iterator[Progress]:
         """Train; stop consuming to stop early, whatever was learned stays in `scene()`."""

@@ -137,12 +137,11 @@ def _repair_window(
 ) -> Iterator[RepairedFrame]:
     from faithfusion_studio.information import eig_map, split_regions
     from faithfusion_studio.render.views import rasterize_view
-    from faithfusion_studio.repair import RepairBatch, repair_batch
+    from faithfusion_studio.repair import RepairBatch, repair_frames
 
     with torch.no_grad():
         views = [rasterize_view(scene, camera) for camera in cameras]
         maps = [eig_map(scene, c, view=v) for c, v in zip(cameras, views, strict=True)]
-        ucr = torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps])
         batch = RepairBatch(
             renders=torch.stack([view.rgb.clamp(0, 1) for view in views]),
             alphas=torch.stack([view.alpha for view in views]),
@@ -150,28 +149,28 @@ def _repair_window(
             eig=torch.stack([m.eig for m in maps]),
             calibrated_eig=torch.stack([m.calibrated for m in maps]),
             coverage=torch.stack([m.coverage for m in maps]),
-            ucr=ucr,
+            ucr=torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps]),
             cameras=tuple(cameras),
             references=references.around(cameras),
             eig_threshold=stage.eig_threshold,
         )
-        result = repair_batch(repairer, batch)
-    depth = batch.depths
-    if result.depth is not None:
-        depth = torch.where(result.depth > 0, result.depth, depth)
-    for i, frame in enumerate(frames):
-        rejected = result.rejected[i]
+    repaired = repair_frames(repairer, batch)
+    for i, (frame, result) in enumerate(zip(frames, repaired, strict=True)):
+        depth = batch.depths[i]
+        if result.depth is not None:
+            depth = torch.where(result.depth > 0, result.depth, depth)
+        notes = result.notes if result.rejected is None else (*result.notes, result.rejected)
         yield RepairedFrame(
             frame=frame,
             camera=cameras[i],
             rendered=batch.renders[i],
-            repaired=result.rgb[i],
-            depth=depth[i],
+            repaired=result.rgb,
+            depth=depth,
             eig=batch.eig[i],
             calibrated=batch.calibrated_eig[i],
-            ucr=ucr[i],
-            confidence=result.confidence[i],
-            pixel_provenance=result.pixel_provenance[i],
-            accepted=rejected is None,
-            notes=result.notes if rejected is None else (*result.notes, rejected),
+            ucr=batch.ucr[i],
+            confidence=result.confidence,
+            pixel_provenance=result.pixel_provenance,
+            accepted=result.rejected is None,
+            notes=notes,
         )

@@ -58,7 +58,13 @@ class LossWeights:
     """Mean of the standard deviations in units of the scene's voxel; raising it forbids blobs."""
     shape: float = 0.02
     """Penalty on Gaussians longer than `max_aspect` times their middle axis."""
-    max_aspect: float = 8.0
+    max_aspect: float = 4.0
+    flat: float = 0.0
+    """Mean of the smallest standard deviation in the same unit; raising it makes Gaussians lie on surfaces."""
+    sky: float = 0.02
+    """Opacity before a sky that already explains the pixel; raising it keeps splats out of the sky."""
+    depth: float = 0.1
+    """Relative depth error at recorded points."""
 
 
 @dataclass(frozen=True)
