@@ -59,6 +59,8 @@ class Reconstruct(Command):
     """Optimiser steps at most; 6000 when not given."""
     minutes: float | None = None
     """Wall time at most, min."""
+    max_gaussians: int | None = None
+    """Densification stops here; 150,000 when not given."""
     seed: int = 0
 
 

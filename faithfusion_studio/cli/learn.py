@@ -96,6 +96,7 @@ def _reconstruction_config(args: a.Reconstruct) -> ReconstructionConfig:
         "--every": (args.every, 1, 10_000),
         "--holdout-every": (args.holdout_every, 0, 10_000),
         "--steps": (1 if args.steps is None else args.steps, 1, 10_000_000),
+        "--max-gaussians": (args.max_gaussians or 1000, 100, 50_000_000),
         "--minutes": (1.0 if args.minutes is None else args.minutes, 0.01, 100_000.0),
     }
     for name, (value, low, high) in limits.items():
@@ -104,6 +105,8 @@ def _reconstruction_config(args: a.Reconstruct) -> ReconstructionConfig:
     config = ReconstructionConfig(
         minutes=args.minutes, scale=args.scale, holdout_every=args.holdout_every, seed=args.seed
     )
+    if args.max_gaussians is not None:
+        config = replace(config, max_gaussians=args.max_gaussians)
     return config if args.steps is None else replace(config, steps=args.steps)
 
 

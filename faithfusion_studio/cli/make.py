@@ -78,7 +78,8 @@ def convert(args: a.Convert) -> Result:
         notes = list(capture.notes)
         values = {"gaussians": 0, "frames": len(capture)}
     values = {"from": sniff(args.source), "to": sniff(args.out), **values, "notes": notes}
-    counts = f"{values['gaussians']:,} Gaussians, {values['frames']} frames"
+    kept = "" if args.out.suffix == ".ply" else f", {values['frames']} frames"
+    counts = f"{values['gaussians']:,} Gaussians{kept}" if args.out.suffix else kept[2:]
     return Result({**values, "out": args.out}, [f"{args.source} -> {args.out}: {counts}", *notes])
 
 
