@@ -20,6 +20,7 @@ from faithfusion_studio.studio.legend import legend
 from faithfusion_studio.studio.lens import pose_of
 from faithfusion_studio.studio.panels.look import add_look_panel
 from faithfusion_studio.studio.panels.quality import add_quality_panel
+from faithfusion_studio.studio.panels.timeline import WIDTH as TIMELINE_WIDTH
 from faithfusion_studio.studio.panels.timeline import add_timeline_panel
 from faithfusion_studio.studio.player import Player
 from faithfusion_studio.studio.scene_graph import PathGraph
@@ -28,7 +29,6 @@ from faithfusion_studio.studio.viewport import Viewport
 from faithfusion_studio.studio.window import ClientWindow, PathFollower
 
 DOCK_WIDTH = 384
-TIMELINE_WIDTH = 700
 UPDATE_INTERVAL = 0.1
 """Panels show a new session state at most this often, s."""
 
@@ -67,6 +67,7 @@ class ClientStudio:
             self.graph.draw_recording(recorded)
         self._start_on_path()
         self.view.subscribe(self._follow)
+        self.view.subscribe(lambda _state: self._news.set())
         self._follow(self.view.get())
         self.viewport.start()
         self.player.start()
@@ -172,6 +173,7 @@ class ClientStudio:
 
     def _watch(self) -> None:
         """Shows the newest session state; the writer never waits for a browser."""
+        shown = None
         while not self._closed:
             self._news.wait()
             self._news.clear()
@@ -182,7 +184,9 @@ class ClientStudio:
             for update in self._updates:
                 with reported(self.view):
                     update(state)
-            self.viewport.wake()
+            if state is not shown:
+                self.viewport.wake()
+            shown = state
             threading.Event().wait(UPDATE_INTERVAL)
 
     def _announce(self, state: Any) -> None:

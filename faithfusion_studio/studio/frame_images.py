@@ -22,12 +22,12 @@ LEGENDS = {
     "source": "plain: rendering; blue: reprojected from recorded frames; magenta: generated",
 }
 PANEL_WIDTH = 480
-"""Pictures are thinned to at most this width, px."""
+"""Pictures are thinned to at most this width, or enlarged towards it, px."""
 _RED, _BLUE, _MAGENTA = (230, 60, 50), (70, 140, 255), (225, 60, 220)
 
 
 def frame_image(frame: Any, what: str, wipe: float = 0.5) -> UInt8[np.ndarray, "h w 3"]:
-    """One view of a `RepairedFrame`.
+    """One view of a `RepairedFrame`, about as wide as the panel.
 
     Args:
         frame: Its images are [H, W, 3] in [0, 1].
@@ -35,6 +35,11 @@ def frame_image(frame: Any, what: str, wipe: float = 0.5) -> UInt8[np.ndarray, "
         wipe: Where the line stands, 0 left .. 1 right.
     """
     thin = -(-frame.repaired.shape[1] // PANEL_WIDTH)
+    enlarge = max(1, PANEL_WIDTH * thin // frame.repaired.shape[1])
+    return _view(frame, what, wipe, thin).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+
+
+def _view(frame: Any, what: str, wipe: float, thin: int) -> UInt8[np.ndarray, "h w 3"]:
     repaired = _bytes(frame.repaired[::thin, ::thin])
     if what == "mask":
         return _tinted(repaired, _plane(frame.ucr, thin) > 0, _RED)

@@ -38,7 +38,7 @@ class FrameStrip:
             self._picture = gui.add_image(blank, jpeg_quality=85)
             self._wipe = gui.add_slider("Wipe", 0.0, 1.0, 0.01, 0.5)
             self._about = gui.add_html("")
-            self._accept = gui.add_checkbox("Learn from this frame", True)
+            self._accept = gui.add_checkbox("Accept frame", True)
             self._every = gui.add_button_group("All frames", ("Accept all", "Reject all"))
             self._big = gui.add_button("Compare in the big picture", color="gray")
         self._select.on_update(view.guarded(self._selected))

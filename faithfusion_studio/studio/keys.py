@@ -5,11 +5,13 @@ Letters W A S D Q E and the arrows belong to flying, so no command takes them.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from faithfusion_studio.cameras import Segment
+from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.session.commands import Redo, RepairSegment, Undo
 from faithfusion_studio.studio.view_state import LAYERS, View
@@ -17,6 +19,10 @@ from faithfusion_studio.studio.view_state import LAYERS, View
 STEP = 0.25
 BIG_STEP = 1.0
 """Steps of the lateral offset, m."""
+
+
+class KeyPressError(StudioError):
+    """A key that can do nothing now."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
 
     def repair() -> None:
         state = view.get()
+        if state.offset == 0.0:
+            raise KeyPressError("the recorded lane needs no repair; move the path sideways first.")
         stage = Stage(
             Segment(state.frame, state.frame + 1), state.offset, eig_threshold=state.threshold[1]
         )
@@ -65,7 +73,7 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         view.set(compare="wipe", compare_with="repaired", layer="rgb")
 
     table = [
-        Key(str(i + 1), f"Layer: {title}", str(i + 1), layer(name))
+        Key(str(i + 1), f"Layer: {title}", str(i + 1), layer(name), listed=False)
         for i, (name, title) in enumerate(LAYERS.items())
     ]
     table += [
@@ -117,15 +125,32 @@ def _ignoring_event(run: Callable[[], None]) -> Callable[[Any], None]:
     return lambda _event: run()
 
 
+FLIGHT = (
+    ("W A S D", "Fly forward, left, back, right"),
+    ("Q E", "Down, up"),
+    ("Arrows", "Turn"),
+    ("Mouse", "Left: orbit, right: shift, wheel: nearer"),
+    ("Shift+click", "Values at a pixel"),
+    ("Ctrl+K", "Search commands"),
+)
+
+
 def show_keys(gui: Any, table: list[Key]) -> None:
-    """A window with all keys."""
-    rows = "".join(f"| **{key.shown}** | {key.label} |\n" for key in table if key.listed)
-    flight = (
-        "| **W A S D** | Fly forward, left, back, right |\n| **Q E** | Down, up |\n"
-        "| **Arrows** | Turn |\n| **Mouse** | Left: orbit, right: shift, wheel: nearer |\n"
-        "| **Shift+click** | Values at a pixel |\n| **Ctrl+K** | Search commands |\n"
-    )
+    """A window with all keys, in two columns so that it fits a small screen."""
+    rows = [(f"1 to {len(LAYERS)}", "Layers: " + ", ".join(LAYERS.values()))]
+    rows += [(key.shown, key.label) for key in table if key.listed]
     with gui.add_modal("Keys") as modal:
-        gui.add_markdown("| Key | |\n|---|---|\n" + rows + flight)
+        gui.add_html(_columns([*rows, *FLIGHT]))
         close = gui.add_button("Close")
         close.on_click(lambda _event: modal.close())
+
+
+def _columns(rows: list[tuple[str, str]]) -> str:
+    items = "".join(
+        '<div style="break-inside:avoid;display:flex;gap:8px;padding:2px 0;">'
+        f'<b style="flex:0 0 92px;">{html.escape(shown)}</b><span>{html.escape(label)}</span></div>'
+        for shown, label in rows
+    )
+    return (
+        f'<div style="columns:2;column-gap:18px;padding:4px 12px;font-size:12.5px;">{items}</div>'
+    )

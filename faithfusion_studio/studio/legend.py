@@ -40,7 +40,7 @@ def color_bar(layer: str, eig_max: float) -> str:
         return ""
     ticks = _ticks(scale, eig_max)
     labels = "".join(
-        f'<span style="position:absolute;left:{position:.1%};transform:translateX('
+        f'<span style="position:absolute;white-space:nowrap;left:{position:.1%};transform:translateX('
         f'-{position:.0%});">{text}</span>'
         for position, text in ticks
     )
@@ -151,9 +151,10 @@ def histogram_svg(state: ViewState, measurement: Measurement) -> str:
             f'height="{size:.1f}" fill="{color}"/>'
         )
     return (
-        f'<div style="padding:4px 12px 0;"><svg viewBox="0 0 {width} {height}" '
+        # Padded so that the bars stand over the track of the two-thumb slider below.
+        f'<div style="padding:4px 12px 0 118px;"><svg viewBox="0 0 {width} {height}" '
         f'preserveAspectRatio="none" style="width:100%;height:{height}px;display:block;">'
         f"{''.join(bars)}</svg><div style='display:flex;justify-content:space-between;"
-        "font-size:11px;color:#9aa4b5'><span>0 known</span><span>pixels by calibrated EIG "
-        "(root scale)</span><span>1 never seen</span></div></div>"
+        "font-size:11px;color:#9aa4b5'><span>known</span><span>pixels by EIG</span><span>"
+        "never seen</span></div></div>"
     )

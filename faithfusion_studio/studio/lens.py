@@ -73,14 +73,14 @@ def pose_of(camera: Camera, canvas: tuple[int, int], fov_scale: float = 1.0) -> 
 def vertical_fov(camera: Camera, aspect: float, fov_scale: float = 1.0) -> float:
     """Field of view that shows a recorded camera on a canvas of another shape, rad.
 
-    On a canvas as wide as the recording, or wider, this is the recorded lens. On a narrower one the
-    crop at the sides and the unrecorded bands above and below grow by the same factor, so that a
-    panorama is neither cut to its middle nor shrunk to a stripe.
+    This is the recorded lens: the whole height of the recording, with its sides cut where the canvas
+    is narrower. A panorama is not cut to less than half its width; bands above and below it, which
+    nobody recorded, are shown instead.
     """
     tangent_y = 0.5 * camera.height / float(camera.K[1, 1])
     tangent_x = 0.5 * camera.width / float(camera.K[0, 0])
     needed = tangent_x / max(aspect, 1e-3)
-    tangent = max(tangent_y, math.sqrt(tangent_y * needed)) * fov_scale
+    tangent = max(tangent_y, 0.5 * needed) * fov_scale
     return 2 * math.atan(min(tangent, 5.0))
 
 

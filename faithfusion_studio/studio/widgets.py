@@ -47,6 +47,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60:02d} s"
 
 
+def count(number: int) -> str:
+    """A whole number with thin spaces between the thousands."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
 def next_step(state: SessionState) -> Step:
     """What a person who just goes on would do now."""
     if state.job is not None:

@@ -22,13 +22,15 @@ def test_a_recorded_camera_survives_the_trip_through_the_browser():
     torch.testing.assert_close(back.K, camera.K)
 
 
-def test_a_wider_canvas_keeps_the_recorded_lens_and_a_narrower_one_splits_the_difference():
+def test_the_recorded_lens_is_kept_until_half_of_a_panorama_would_be_cut():
     camera = recorded_camera(0)
     own = 2 * math.atan(camera.height / 2 / 60)
     assert vertical_fov(camera, 3.0) == pytest.approx(own)
-    narrow = vertical_fov(camera, 1.0)
-    whole_width = 2 * math.atan(camera.width / 2 / 60)
-    assert own < narrow < whole_width
+    assert vertical_fov(camera, 1.0) == pytest.approx(own)
+    narrow = vertical_fov(camera, 0.5)
+    half_width = math.atan(0.5 * camera.width / 2 / 60)
+    assert narrow > own
+    assert math.atan(0.5 * math.tan(narrow / 2)) == pytest.approx(half_width)
 
 
 def test_poses_resemble_each_other_only_when_place_direction_and_lens_agree():

@@ -4,7 +4,7 @@ import pytest
 from street_scene import street
 
 from faithfusion_studio.session.commands import Redo, RepairSegment, Undo
-from faithfusion_studio.studio.keys import keys, snapped
+from faithfusion_studio.studio.keys import KeyPressError, keys, snapped
 from faithfusion_studio.studio.player import frame_at, play_times
 
 
@@ -58,3 +58,9 @@ def test_no_key_takes_a_letter_of_flying_and_none_is_given_twice(session, view):
     assert not set("WASDQEH") & set(plain)
     pairs = [(key.hotkey, key.modifier) for key in table]
     assert len(pairs) == len(set(pairs))
+
+
+def test_repairing_the_recorded_lane_is_refused_with_the_next_step(session, view):
+    with pytest.raises(KeyPressError, match="sideways"):
+        press(keys(session, view, lambda: None), "R")
+    assert session.commands == []

@@ -33,7 +33,11 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
         "With", tuple(SOURCES.values()), initial_value=SOURCES[state.compare_with], visible=False
     )
     wipe = gui.add_slider("Divider", 0.0, 1.0, 0.01, state.wipe, visible=False)
-    tint = gui.add_checkbox("Tint what would be regenerated (UCR)", state.tint)
+    tint = gui.add_checkbox(
+        "Tint UCR",
+        state.tint,
+        hint="Red: unknown, would be regenerated (UCR). Amber: kept, but worth a look. Key M.",
+    )
     histogram = gui.add_html(histogram_svg(state, view.measurement))
     threshold = gui.add_multi_slider(
         "Check | UCR",
@@ -149,8 +153,14 @@ def _add_more(gui: Any, view: View) -> Callable[[ViewState], None]:
     state = view.get()
     opacity = gui.add_slider("Heat opacity", 0.1, 1.0, 0.05, state.overlay_opacity)
     form = gui.add_dropdown("EIG form", tuple(FORMS.values()), initial_value=FORMS[state.eig_form])
-    paths = gui.add_checkbox("Paths on the road", state.show_paths)
-    cameras = gui.add_checkbox("Recorded cameras (click one to go there)", state.show_cameras)
+    paths = gui.add_checkbox(
+        "Paths",
+        state.show_paths,
+        hint="On the road: recorded white, shown blue, segment orange. Key P.",
+    )
+    cameras = gui.add_checkbox(
+        "Cameras", state.show_cameras, hint="The recorded cameras in 3D; click one to go there."
+    )
     lens = gui.add_slider(
         "Lens", 0.5, 2.0, 0.05, state.fov_scale, hint="1 = the recorded lens; more = wider."
     )

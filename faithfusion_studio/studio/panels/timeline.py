@@ -9,9 +9,13 @@ from typing import Any
 from faithfusion_studio.cameras import Segment
 from faithfusion_studio.studio.keys import snapped
 from faithfusion_studio.studio.status import status_text
+from faithfusion_studio.studio.thumbnail import thumbnail_html
 from faithfusion_studio.studio.view_state import MAX_OFFSET, View, ViewState
 
 FIRST, BACK, PLAY, ON, LAST = "|<", "< Frame", "Play / stop", "Frame >", ">|"
+WIDTH = 700
+"""Of the floating panel, CSS pixels."""
+LEFT_OF_PHOTO = 12 + WIDTH + 12
 PATH, LANE = "To the path", "Offset 0"
 
 
@@ -44,6 +48,7 @@ def add_timeline_panel(
         disabled=not recorded,
         hint="Metres to the left (+) or right (-) of the recorded lane. Keys [ ] { }.",
     )
+    photo = gui.add_html("")
 
     @transport.on_click
     @view.guarded
@@ -78,7 +83,14 @@ def add_timeline_panel(
 
     view.subscribe(show_view)
     view.on_measured(lambda _measurement: show_text())
-    return lambda _state: show_text()
+
+    def update(_state: Any) -> None:
+        show_text()
+        text = thumbnail_html(session.store.latest().scene, view.get().frame, LEFT_OF_PHOTO)
+        if photo.content != text:
+            photo.content = text
+
+    return update
 
 
 def _transport(button: str, view: View, go_to_path: Callable[[], None]) -> None:
