@@ -70,6 +70,8 @@ def make_frame(index: int) -> RepairedFrame:
         calibrated=half,
         ucr=torch.ones(6, 8, dtype=torch.bool),
         confidence=half,
+        alpha=half,
+        rendered_depth=half,
         pixel_provenance=torch.ones(6, 8, dtype=torch.uint8),
     )
 

@@ -143,8 +143,9 @@ class Learner:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
         """
         rgb, depth, alpha, meta = self.render(view.camera, sh_degree, absgrad=True)
-        if view.exposure_index >= 0 and self._exposures is not None:
-            rgb = apply_exposure(rgb, self._exposures[view.exposure_index])
+        exposures = self._scene.exposures if self._exposures is None else self._exposures
+        if view.exposure_index >= 0 and exposures is not None:
+            rgb = apply_exposure(rgb, exposures[view.exposure_index])
         loss = image_loss(rgb, view.image, view.weight, self.weights)
         if view.depth is not None and self.weights.depth > 0:
             loss = loss + self.weights.depth * depth_loss(depth, alpha, view.depth)

@@ -34,6 +34,10 @@ class RepairedFrame:
     calibrated: Float32[Tensor, "H W"]
     ucr: Bool[Tensor, "H W"]
     confidence: Float32[Tensor, "H W"]
+    alpha: Float32[Tensor, "H W"]
+    """Opacity of the render."""
+    rendered_depth: Float32[Tensor, "H W"]
+    """Expected depth of the render, m along z."""
     pixel_provenance: UInt8[Tensor, "H W"]
     """0 render, 1 reprojected, 2 generated."""
     accepted: bool = True
@@ -170,6 +174,8 @@ def _repair_window(
             calibrated=batch.calibrated_eig[i],
             ucr=batch.ucr[i],
             confidence=result.confidence,
+            alpha=batch.alphas[i],
+            rendered_depth=batch.depths[i],
             pixel_provenance=result.pixel_provenance,
             accepted=result.rejected is None,
             notes=notes,

@@ -96,12 +96,16 @@ class ReconstructionConfig:
 class FusionConfig:
     """How repaired frames are distilled into an existing scene."""
 
-    replay: float = 0.5
+    replay: float = 0.6
     """Share of steps that train on recorded frames instead of repaired ones."""
     scale: float = 0.5
     """Resolution of the recorded views replayed, over the recorded resolution."""
-    rate_scale: float = 0.4
+    rate_scale: float = 0.2
     """Factor on all learning rates relative to reconstruction."""
+    warm_up: int = 40
+    """Steps over which the learning rates rise to their value."""
+    densify: bool = False
+    """Split and clone where repaired views pull hardest."""
     generated_confidence: float = 0.5
     """Extra factor on pixels that were generated rather than reprojected."""
     spawn: int = 20_000

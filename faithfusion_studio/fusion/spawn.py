@@ -7,11 +7,13 @@ sizes from the pixel footprint and a cap instead of its random tenth of the pixe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
+from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.gaussians import Gaussians, Provenance, concatenate, empty_gaussians
 from faithfusion_studio.transforms import rgb_to_sh0
@@ -19,17 +21,35 @@ from faithfusion_studio.transforms import rgb_to_sh0
 STRIDE = 3
 """Pixels between candidates; a new Gaussian covers about this many."""
 MIN_CONFIDENCE = 0.5
+MIN_ALPHA = 0.5
+DEPTH_TOLERANCE = 0.1
+FREE_SPACE = 0.04
+"""A point this share of the depth before a recorded surface stands in space that was seen to be empty."""
 MAX_DEPTH = 80.0
 """Farther surfaces move too little between lanes to need new splats, m."""
 
 
+@dataclass(frozen=True, eq=False)
+class SeenSurface:
+    """What a recorded view already sees, so that nothing is put before it."""
+
+    camera: Camera
+    depth: Float32[Tensor, "H W"]
+    alpha: Float32[Tensor, "H W"]
+
+
 def spawn_gaussians(
-    frames: Sequence[RepairedFrame], sh_degree: int, limit: int, generator: torch.Generator
+    frames: Sequence[RepairedFrame],
+    seen: Sequence[SeenSurface],
+    sh_degree: int,
+    limit: int,
+    generator: torch.Generator,
 ) -> Gaussians:
     """Gaussians on repaired, confident pixels, thinned to at most `limit` over all frames.
 
     Args:
         frames: Repaired frames with depth.
+        seen: Recorded views; a candidate that would stand before what one of them sees is dropped.
         sh_degree: Bands to allocate (zero).
         limit: At most this many.
         generator: Of the random choice.
@@ -38,14 +58,32 @@ def spawn_gaussians(
         return empty_gaussians(sh_degree)
     parts = [_from_frame(frame, sh_degree) for frame in frames[:: max(1, len(frames) // 8)]]
     spawned = concatenate(parts)
+    for surface in seen:
+        spawned = spawned.select(~_blocks(surface, spawned.means))
     if len(spawned) > limit:
         spawned = spawned.select(torch.randperm(len(spawned), generator=generator)[:limit])
     return spawned
 
 
+def _blocks(surface: SeenSurface, means: Tensor) -> Bool[Tensor, "M"]:
+    """True for points in space that a recorded view looks through."""
+    camera = surface.camera
+    view, K = camera.viewmat.to(torch.float32), camera.K.to(torch.float32)
+    local = means @ view[:3, :3].T + view[:3, 3]
+    z = local[:, 2]
+    safe = z.clamp(min=1e-3)
+    u = (K[0, 0] * local[:, 0] / safe + K[0, 2]).clamp(-1, camera.width).long()
+    v = (K[1, 1] * local[:, 1] / safe + K[1, 2]).clamp(-1, camera.height).long()
+    inside = (z > 0.2) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    u, v = u.clamp(0, camera.width - 1), v.clamp(0, camera.height - 1)
+    solid = surface.alpha[v, u] > MIN_ALPHA
+    before = z < (1 - FREE_SPACE) * surface.depth[v, u]
+    return inside & (before | ~solid)
+
+
 def _from_frame(frame: RepairedFrame, sh_degree: int) -> Gaussians:
     usable = (
-        frame.ucr
+        _unsupported(frame)
         & (frame.pixel_provenance > 0)
         & (frame.confidence > MIN_CONFIDENCE)
         & (frame.depth > 0.5)
@@ -68,6 +106,12 @@ def _from_frame(frame: RepairedFrame, sh_degree: int) -> Gaussians:
         shN=torch.zeros(len(row), (sh_degree + 1) ** 2 - 1, 3),
         provenance=torch.full((len(row),), int(Provenance.REPAIRED), dtype=torch.uint8),
     )
+
+
+def _unsupported(frame: RepairedFrame) -> Bool[Tensor, "H W"]:
+    """Pixels whose repaired surface no splat stands on: transparent, or rendered at another depth."""
+    apart = (frame.rendered_depth - frame.depth).abs() > DEPTH_TOLERANCE * frame.depth
+    return frame.ucr & ((frame.alpha < MIN_ALPHA) | apart)
 
 
 def _lift(

@@ -18,9 +18,10 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.densify import GradientDensify, initial_state
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import TrainingView, eig_weight
+from faithfusion_studio.fusion.parameters import KINDS
 from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
 from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Weighting
-from faithfusion_studio.fusion.spawn import spawn_gaussians
+from faithfusion_studio.fusion.spawn import SeenSurface, spawn_gaussians
 from faithfusion_studio.gaussians import Provenance, TopologyChange
 from faithfusion_studio.scene import Scene
 
@@ -89,11 +90,17 @@ class Trainer:
             # A trained scene's positions sit at the low end of their decay; start where it stopped.
             means=self.config.rates.means * 0.03,
         )
+        self._rates = {kind: getattr(rates, kind) for kind in KINDS}
+        self._rates["means"] *= extent
         self._learner = Learner(scene, rates, self.config.weights, extent=extent, learn_sky=False)
         self.change: TopologyChange | None = None
         """How the rows of `scene()` relate to those of the scene given; None while they are the same."""
         spawned = spawn_gaussians(
-            accepted, scene.background.sh_degree, self.config.spawn, self._generator
+            accepted,
+            self._seen_surfaces(scene),
+            scene.background.sh_degree,
+            self.config.spawn,
+            self._generator,
         )
         if len(spawned):
             self.change = self._learner.parameters.append(spawned)
@@ -133,6 +140,16 @@ class Trainer:
             views.append(TrainingView(camera, image, weight, exposure_index=index))
         return views
 
+    def _seen_surfaces(self, scene: Scene) -> list[SeenSurface]:
+        from faithfusion_studio.render.views import render_view
+
+        surfaces = []
+        for index in _spread(len(self._recorded), 2 * MEASURED):
+            camera = self._recorded[index].camera
+            view = render_view(scene, camera)
+            surfaces.append(SeenSurface(camera, view.depth, view.alpha))
+        return surfaces
+
     # ------------------------------------------------------------------------------------ loop
 
     def run(self) -> Iterator[Progress]:
@@ -142,12 +159,13 @@ class Trainer:
         densify_every = max(20, self.steps // 8)
         for step in range(1, self.steps + 1):
             started = time.monotonic()
+            self._warm_up(step)
             replayed = bool(self._recorded) and self._random.random() < self.config.replay
             views = self._recorded if replayed else self._repaired
             loss, meta = self._learner.step(views[self._random.integers(len(views))], degree)
             if not replayed:
                 self._densify.observe(meta, self._state)
-                if step % densify_every == 0 and step <= 0.7 * self.steps:
+                if self.config.densify and step % densify_every == 0 and step <= 0.7 * self.steps:
                     self._change_rows()
             measure = step in (1, self.steps) or step % self.config.psnr_every == 0
             psnr = self.psnr_recorded() if measure else math.nan
@@ -163,6 +181,12 @@ class Trainer:
                 seconds_left=(self.steps - step) * spent / step,
             )
 
+    def _warm_up(self, step: int) -> None:
+        """Ramp the step sizes up: Adam's first steps are as long as its later ones but know nothing yet."""
+        share = min(1.0, step / self.config.warm_up)
+        for kind in KINDS:
+            self._learner.parameters.set_rate(kind, share * self._rates[kind])
+
     def _change_rows(self) -> None:
         change = self._densify.update(self._learner.parameters, self._state, self._generator)
         if change is not None:
@@ -176,9 +200,8 @@ class Trainer:
 
         if not self._recorded:
             return math.nan
-        chosen = np.linspace(0, len(self._recorded) - 1, min(MEASURED, len(self._recorded)))
         scene, values = self._learner.snapshot(), []
-        for index in chosen.round().astype(int):
+        for index in _spread(len(self._recorded), MEASURED):
             view = self._recorded[index]
             rgb = render_view(scene, view.camera).rgb
             if scene.exposures is not None:
@@ -201,3 +224,9 @@ def _extent(scene: Scene) -> float:
         return float((means - means.mean(0)).norm(dim=-1).quantile(0.9)) if len(means) else 1.0
     centres = scene.trajectory.camtoworlds[:, :3, 3]
     return max(1.1 * float((centres - centres.mean(0)).norm(dim=-1).max()), 5.0)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices below `count`, evenly spread."""
+    chosen = np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+    return sorted(set(chosen.tolist()))
