@@ -120,10 +120,15 @@ def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> J
     if preview:
         return JobResult()
     accepted = sum(frame.accepted for frame in frames)
-    return JobResult(
-        notice=f"Repaired {len(frames)} of {total} frames at {stage.lateral_offset:+g} m; "
+    notice = (
+        f"Repaired {len(frames)} of {total} frames at {stage.lateral_offset:+g} m; "
         f"{accepted} are accepted."
     )
+    if not any(float(frame.ucr.float().mean()) > 0.005 for frame in frames):
+        notice += (
+            " Hardly a pixel is under-constrained at this threshold; lower it in the tab Look."
+        )
+    return JobResult(notice=notice)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,11 @@ def frame_image(frame: Any, what: str, wipe: float = 0.5) -> UInt8[np.ndarray, "
     """
     thin = -(-frame.repaired.shape[1] // PANEL_WIDTH)
     enlarge = max(1, PANEL_WIDTH * thin // frame.repaired.shape[1])
-    return _view(frame, what, wipe, thin).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    image = _view(frame, what, wipe, thin).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    if what == "wipe":
+        column = round(wipe * image.shape[1])
+        image[:, max(column - 1, 0) : column + 1] = 255
+    return image
 
 
 def _view(frame: Any, what: str, wipe: float, thin: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -51,7 +55,6 @@ def _view(frame: Any, what: str, wipe: float, thin: int) -> UInt8[np.ndarray, "h
     column = round(wipe * repaired.shape[1])
     image = repaired.copy()
     image[:, :column] = _bytes(frame.rendered[::thin, ::thin])[:, :column]
-    image[:, max(column - 1, 0) : column + 1] = 255
     return image
 
 

@@ -152,7 +152,7 @@ def test_repair_shows_the_strip_and_frames_can_be_rejected(studio):
     assert "Frame 1" in s.gui.text()
     s.gui.use("Frame", 3)
     assert "Frame 3" in s.gui.text()
-    s.gui.use("Learn from this frame", False)
+    s.gui.use("Accept frame", False)
     s.settle()
     assert [f.accepted for f in s.session.state.frames] == [True, True, False]
     s.gui.use("All frames", "Reject all")
@@ -170,7 +170,7 @@ def test_a_preview_repairs_the_shown_frame_only(studio):
     assert s.session.state.preview.frame == 2
     assert s.session.state.frames == ()
     assert "Preview of frame 2" in s.gui.text()
-    assert not s.gui.find("Learn from this frame").visible
+    assert not s.gui.find("Accept frame").visible
 
 
 def test_a_running_repair_shows_progress_and_can_be_stopped(studio):
@@ -313,7 +313,7 @@ def test_scene_lists_facts_and_the_history_goes_back(studio):
     s.session.submit(c.SetSky((0.0, 0.0, 1.0)))
     s.settle()
     assert s.gui.find("\u25b8 Change the sky").disabled
-    assert "Unsaved changes" in s.gui.text()
+    assert "Not saved yet" in s.gui.text()
     s.gui.use("Opened")
     s.settle()
     assert s.session.state.cursor == 0
@@ -354,12 +354,12 @@ def test_the_highlighted_buttons_lead_through_the_journey():
 def test_pictures_show_before_left_and_after_right():
     frame = fakes.make_frame(1)
     image = frame_image(frame, "wipe", 0.5)
-    assert image.shape == (6, 8, 3)
+    assert image.shape == (360, 480, 3)
     assert image[0, 0].tolist() == [0, 0, 0]
-    assert image[0, 7].tolist() == [255, 255, 255]
+    assert image[0, -1].tolist() == [255, 255, 255]
     red = frame_image(frame, "mask")[0, 0].astype(int)
     assert red[0] > red[1] + 50
-    assert frame_image(frame, "confidence").shape == (6, 8, 3)
+    assert frame_image(frame, "confidence").shape == (360, 480, 3)
     blue = frame_image(frame, "source")[0, 0].astype(int)
     assert blue[2] > blue[0]
     assert "UCR 100%" in describe_frame(frame)

@@ -10,13 +10,24 @@ import numpy as np
 from faithfusion_studio.session.commands import Pause, Resume, StartFusion, StepOnce, Stop, Undo
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View
-from faithfusion_studio.studio.widgets import JobBar, change, next_step, note, raw_note, set_button
+from faithfusion_studio.studio.widgets import (
+    JobBar,
+    change,
+    count,
+    next_step,
+    note,
+    raw_note,
+    set_button,
+)
 
 WEIGHTINGS = {
     "EIG (as the paper)": "eig",
     "Four tiers (as the release)": "tiers",
     "Uniform": "uniform",
 }
+
+SMOOTH = 0.95
+"""Steps on recorded and on repaired views have very different losses; shown is a running mean."""
 
 
 def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
@@ -40,7 +51,7 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     bar = JobBar(gui)
     control = gui.add_button_group("Job", ("Pause", "Step", "Stop"), visible=False)
     counts = gui.add_html("")
-    loss = _add_chart(gui, "loss", "#e8b64c")
+    loss = _add_chart(gui, "loss, running mean", "#e8b64c")
     psnr = _add_chart(gui, "recorded views, dB", "#6ab0ff")
     harm = gui.add_html("")
     undo = gui.add_button("Undo", color="gray")
@@ -83,8 +94,9 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
             change(chart, visible=len(curve) > 1)
             if curve is not drawn[name] and len(curve) > 1:
                 drawn[name] = curve
-                chart.data = _columns(curve)
-        change(harm, content=note(_harm(state)))
+                chart.data = _columns(curve, smooth=SMOOTH if name == "loss" else 0.0)
+        hint = "Next: take it away in the tab Export." if next_step(state) == "export" else ""
+        change(harm, content=note(" ".join(filter(None, (_harm(state), hint)))))
         label = "Undo" if state.undo_label is None else f"Undo: {state.undo_label}"
         change(undo, label=label, disabled=state.undo_label is None or state.job is not None)
 
@@ -101,16 +113,21 @@ def _add_chart(gui: Any, label: str, color: str) -> Any:
             uplot.Series(label=label, stroke=color, width=2, points={"show": False}),
         ),
         scales={"x": uplot.Scale(time=False, auto=True), "y": uplot.Scale(auto=True)},
-        axes=(uplot.Axis(stroke="#c9cfda"), uplot.Axis(stroke="#c9cfda", size=46)),
+        axes=(uplot.Axis(stroke="#c9cfda"), uplot.Axis(stroke="#c9cfda", size=58)),
         height=130,
         visible=False,
     )
 
 
-def _columns(curve: tuple[tuple[int, float], ...]) -> tuple[np.ndarray, np.ndarray]:
-    """A curve as uPlot wants it, thinned to what a narrow panel can show."""
-    every = max(1, len(curve) // 400)
-    points = np.array([*curve[::every], curve[-1]], dtype=np.float64)
+def _columns(
+    curve: tuple[tuple[int, float], ...], smooth: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A curve as uPlot wants it (x strictly rising), thinned to what a narrow panel can show."""
+    points = np.array(curve, dtype=np.float64)
+    mean = points[: max(1, round(1 / (1 - smooth))), 1].mean()
+    for index, value in enumerate(points[:, 1]):
+        points[index, 1] = mean = smooth * mean + (1 - smooth) * value
+    points = points[::-1][:: max(1, len(points) // 300)][::-1]
     return points[:, 0].copy(), points[:, 1].copy()
 
 
@@ -136,10 +153,10 @@ def _describe(state: SessionState) -> str:
 
 
 def _counts(state: SessionState) -> str:
-    kinds = (
-        f"{state.num_generated:,} of them from repair" if state.num_generated else "all recorded"
-    )
-    return f"<b>{state.num_gaussians:,}</b> splats, {kinds}".replace(",", "\u202f", 1)
+    kinds = "all recorded"
+    if state.num_generated:
+        kinds = f"{count(state.num_generated)} of them from repair"
+    return f"<b>{count(state.num_gaussians)}</b> splats, {kinds}"
 
 
 def _harm(state: SessionState) -> str:

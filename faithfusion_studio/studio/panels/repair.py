@@ -59,7 +59,8 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         set_button(preview, reason)
         set_button(repair, reason, highlight=step == "repair" or (step != "wait" and moved))
         working = state.job is not None and state.job.kind in ("repair", "fisher")
-        change(why, content=note(reason if not working else "", warn=True))
+        hint = "Next: judge the frames below, then go to the tab Fuse." if step == "fuse" else ""
+        change(why, content=note(reason or hint, warn=bool(reason)) if not working else "")
         change(stop, visible=working)
 
     @preview.on_click
@@ -119,10 +120,9 @@ def _describe_engine(engine: RepairEngine, count: int) -> str:
     if engine.licence:
         parts.append(f"Licence: {html.escape(engine.licence)}.")
     if engine.seconds_per_frame is not None:
-        parts.append(
-            f"About {engine.seconds_per_frame:.1f} s a frame here, "
-            f"<b>{duration(engine.seconds_per_frame * count)}</b> for the segment."
-        )
+        each = max(engine.seconds_per_frame, 0.1)
+        total = duration(max(each * count, 1.0))
+        parts.append(f"About {each:.1f} s a frame here, <b>{total}</b> for the segment.")
     return " ".join(parts)
 
 
@@ -135,5 +135,5 @@ def _reason(state: SessionState, stage: Stage, engine: RepairEngine) -> str:
     if state.job is not None:
         return f"Repair: {state.job.label} is running; stop it or wait for its end."
     if stage.lateral_offset == 0:
-        return "Repair: move the path sideways first (offset in the timeline, keys [ and ])."
+        return "Repair: move the path sideways first (offset slider in the timeline)."
     return ""

@@ -11,7 +11,7 @@ from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import GoTo, RemoveNode, SaveAs
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View
-from faithfusion_studio.studio.widgets import change, next_step, note, raw_note, set_button
+from faithfusion_studio.studio.widgets import change, count, next_step, note, raw_note, set_button
 
 SHOWN_ENTRIES = 12
 """History entries listed at most, the newest."""
@@ -58,9 +58,7 @@ def add_scene_panel(gui: Any, session: Any, view: View) -> Callable[[SessionStat
         change(facts, content=raw_note(_facts(scene, state)))
         busy = state.job is not None and state.job.kind == "save"
         set_button(save, "saving" if busy else "", highlight=next_step(state) == "save")
-        words = (
-            f"Unsaved changes; saved last as {state.path}." if state.path else "Unsaved changes."
-        )
+        words = f"Changed since {state.path}." if state.path else "Not saved yet."
         change(why, content=note(words if state.unsaved else "", warn=True))
         update_history(state)
         change(objects, visible=bool(state.nodes))
@@ -106,9 +104,9 @@ def _add_history(gui: Any, session: Any, view: View) -> Callable[[SessionState],
 
 
 def _facts(scene: Scene, state: SessionState) -> str:
-    rows = [("Splats", f"{state.num_gaussians:,}")]
+    rows = [("Splats", count(state.num_gaussians))]
     if len(state.provenance) > 1:
-        rows += [(f"&nbsp;&nbsp;{PROVENANCES[kind]}", f"{n:,}") for kind, n in state.provenance]
+        rows += [(f"&nbsp;&nbsp;{PROVENANCES[kind]}", count(n)) for kind, n in state.provenance]
     if scene.capture is not None:
         path = scene.capture.trajectory
         rows.append(("Recording", f"{len(path)} frames, {path.length_m:.0f} m"))
