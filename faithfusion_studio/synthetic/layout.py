@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from faithfusion_studio.synthetic import furniture
-from faithfusion_studio.synthetic.buildings import box_building, draw_style, house
+from faithfusion_studio.synthetic.buildings import box_building, house
+from faithfusion_studio.synthetic.facades import draw_style
 from faithfusion_studio.synthetic.geometry import (
     Category,
     Geometry,
@@ -169,7 +170,7 @@ def _pavement_things(
         s, thing = rng.uniform(span[0] + 2, span[1] - 2), rng.random()
         if thing < 0.5:
             post = furniture.traffic_sign(int(rng.integers(4)), rng.random())
-            builder.add(post.placed(pose_at(s, kerb + 0.55, KERB_HEIGHT)))
+            builder.add(post.placed(pose_at(s, kerb + 1.0, KERB_HEIGHT)))
         elif thing < 0.75:
             builder.add(furniture.bollard().placed(pose_at(s, kerb + 0.45, KERB_HEIGHT)))
         else:
@@ -196,9 +197,9 @@ def suburban_side(rng: np.random.Generator, extent: Extent) -> Geometry:
                 crown = furniture.tree(rng, rng.uniform(5.0, 8.5))
                 builder.add(crown.placed(pose_at(s + rng.normal(0, 1), kerb + 1.3, KERB_HEIGHT)))
         for s in np.arange(span[0] + 8, span[1], 31.0):
-            builder.add(furniture.lamp_post().placed(pose_at(s, kerb + 0.6, KERB_HEIGHT)))
+            builder.add(furniture.lamp_post().placed(pose_at(s, kerb + 1.0, KERB_HEIGHT)))
         sign = furniture.traffic_sign(int(rng.integers(4)), rng.random())
-        builder.add(sign.placed(pose_at(rng.uniform(*span), kerb + 0.6, KERB_HEIGHT)))
+        builder.add(sign.placed(pose_at(rng.uniform(*span), kerb + 1.0, KERB_HEIGHT)))
     _tree_row(builder, rng, extent, (40.0, 60.0), 7.0)
     return builder.build()
 
@@ -316,7 +317,7 @@ def parked_cars(
             continue
         shape = SHAPES[int(draw[1] * len(SHAPES))]
         color = np.array(CAR_COLORS[int(draw[2] * len(CAR_COLORS))]) * (0.85 + 0.3 * draw[3])
-        car = vehicle(shape, tuple(np.clip(color, 0, 0.85)), draw[4])
+        car = vehicle(shape, tuple(np.clip(color, 0, 0.58)), draw[4])
         where = pose_at(
             s + draw[5] - 0.5, d + (draw[3] - 0.5) * 0.2, 0.0, np.pi + (draw[5] - 0.5) * 0.05
         )

@@ -68,7 +68,7 @@ class RayScene:
 def with_ambient(geometry: Geometry, num_directions: int = 16) -> Geometry:
     """The same triangles with `ambient` set to the share of the sky that each corner sees.
 
-    Small triangles get one value; leaf cards keep theirs, which their tree has set. The directions are the same for every point, so that neighbouring
+    Small triangles get one value, car bodies smooth ones; leaf cards keep theirs, which their tree has set. The directions are the same for every point, so that neighbouring
     corners agree and no noise appears.
 
     Args:
@@ -80,6 +80,8 @@ def with_ambient(geometry: Geometry, num_directions: int = 16) -> Geometry:
     centre = triangles.mean(axis=1, keepdims=True)
     leaves = (geometry.material == Material.LEAF) & (geometry.style == 0)
     small = (np.abs(triangles - centre).max(axis=(1, 2)) < 0.3) & ~leaves
+    painted = geometry.material == Material.PAINT
+    small &= ~painted
     ambient = geometry.ambient.copy()
     face = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     face /= np.maximum(np.linalg.norm(face, axis=-1, keepdims=True), 1e-12)
@@ -88,7 +90,10 @@ def with_ambient(geometry: Geometry, num_directions: int = 16) -> Geometry:
     inner = triangles + 0.08 * (centre - triangles)
     large = np.flatnonzero(~small & ~leaves)
     points = np.concatenate([centre[small, 0], inner[large].reshape(-1, 3)])
-    normals = np.concatenate([face[small], np.repeat(face[large], 3, axis=0)])
+    corner_normals = np.where(
+        painted[large, None, None], geometry.normals[large], face[large, None]
+    )
+    normals = np.concatenate([face[small], corner_normals.reshape(-1, 3)])
     value = _openness(scene, points + 0.01 * normals, normals, num_directions)
     count = int(small.sum())
     ambient[small] = value[:count, None]

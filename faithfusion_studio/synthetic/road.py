@@ -111,8 +111,8 @@ def road(p: Surface, paint: RoadPaint) -> np.ndarray:
 
 def _asphalt(p: Surface, paint: RoadPaint) -> np.ndarray:
     s, d, f = p.u, p.v, p.blur
-    grain = 0.3 * fractal(s, d, 1.3, f * 0.6, seed=8, roughness=0.95)
-    blotch = 0.12 * fractal(s, d, 11.0, f * 0.6, seed=1, roughness=0.85)
+    grain = 0.27 * fractal(s, d, 0.7, f * 0.6, seed=8, roughness=0.95)
+    blotch = 0.1 * fractal(s, d, 13.0, f * 0.6, seed=1, roughness=0.75)
     streak = 0.07 * fractal(s * 0.12, d, 5.0, p.fv, seed=3)
     wheel = np.abs(np.abs(np.abs(d) - paint.lane_width / 2) - 0.8)
     tracks = -0.1 * np.exp(-((wheel / 0.35) ** 2)) * (p.style == 0)

@@ -193,15 +193,17 @@ def _draw_paint(rng: np.random.Generator, config: StreetConfig, extent: Extent) 
     urban, stop = config.family == "urban", extent.stop
     lane = {"urban": 3.5, "suburban": 3.3, "country": 3.4}[config.family]
     arrows, crossings = [], []
+    at = rng.uniform(20, 45)
+    while at < stop - 10 and config.family != "country":
+        crossings.append(float(at))
+        at += rng.uniform(45, 80)
     at = rng.uniform(6, 18)
     while at < stop and config.family != "country":
         arrows.append((at, -lane / 2, 1.0))
         arrows.append((at + rng.uniform(5, 12), lane / 2, -1.0))
         at += rng.uniform(24, 40)
-    at = rng.uniform(20, 45)
-    while at < stop - 10 and config.family != "country":
-        crossings.append(float(at))
-        at += rng.uniform(45, 80)
+    # An arrow on a crossing or its stop line would be unreadable.
+    arrows = [a for a in arrows if all(abs(a[0] - at) > 7 for at in crossings)]
     count = int(stop / 7)
     patches = np.stack(
         [

@@ -117,7 +117,7 @@ def _bricks(p: Surface, length: float, tall: float, mortar: float) -> tuple[np.n
 
 def wall(p: Surface) -> np.ndarray:
     """Walls; style 0 plaster, 1 brick, 2 stone blocks, 3 boards, 4 panels."""
-    stains = 0.12 * p.noise(11.0, 1, 0.6) + 0.14 * p.noise(1.5, 2)
+    stains = 0.09 * p.noise(11.0, 1, 0.6) + 0.1 * p.noise(1.5, 2, 0.8)
     streaks = fractal(p.u * 4 + p.seed * 50, p.v * 0.35, 7.0, p.fu * 4, seed=3)
     gain = 1 + stains + 0.07 * streaks
     result = scaled(p.color, gain)

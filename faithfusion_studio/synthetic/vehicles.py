@@ -130,7 +130,8 @@ def _body(
     caps = np.stack([sections[0], sections[-1]])
     for cap, sign in zip(caps, (-1, 1), strict=True):
         middle = np.array([cap[0, 0], 0, cap[:, 2].mean()])
-        fan = np.stack([np.broadcast_to(middle, cap[:-1].shape), cap[:-1], cap[1:]], axis=1)
+        following = np.roll(cap, -1, axis=0)
+        fan = np.stack([np.broadcast_to(middle, cap.shape), cap, following], axis=1)
         builder.triangles(fan[:, ::sign], paint, fan[..., [1, 2]])
     floor = Look(Material.PLAIN, (0.015, 0.015, 0.015), CAR, 0, seed)
     builder.quads(
