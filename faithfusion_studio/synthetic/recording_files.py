@@ -49,9 +49,9 @@ class RecordingProgress:
     """What was just written, for people."""
 
 
-def offset_name(lateral_offset: float) -> str:
+def offset_name(lateral_offset: float | int) -> str:
     """Folder name of an offset in m: signed, one decimal where that is exact (+3.0, -2.0, +0.53)."""
-    value = lateral_offset + 0.0
+    value = float(lateral_offset) + 0.0
     return f"{value:+.1f}" if round(value, 1) == value else f"{value:+g}"
 
 
@@ -59,7 +59,7 @@ def write_recording(
     out_dir: Path | str,
     street: Street,
     trajectory: Trajectory,
-    offsets: Sequence[float] = (0.0, 1.0, 3.0, 6.0),
+    offsets: Sequence[float | int] = (0.0, 1.0, 3.0, 6.0),
     *,
     config: RecordingConfig | None = None,
     truth_every: int = 1,
@@ -103,7 +103,7 @@ def write_recording(
             yield RecordingProgress(done, total, f"recorded frame {name}")
         write_cameras_json(capture_of(street, trajectory, views, config), recorded)
         for offset in offsets:
-            path = offset_laterally(trajectory, offset).select(chosen)
+            path = offset_laterally(trajectory, float(offset)).select(chosen)
             label = offset_name(offset)
             folder = out_dir / "truth" / label
             folder.mkdir(parents=True, exist_ok=True)
