@@ -59,13 +59,16 @@ def next_step(state: SessionState) -> Step:
     last: Step = "save" if state.unsaved else "none"
     if not state.has_recording:
         return last
-    done = (
+    done: tuple[tuple[Step, bool], ...] = (
         ("repair", bool(state.frames)),
         ("accept", any(frame.accepted for frame in state.frames)),
         ("fuse", _is_fused(state)),
         ("export", bool(state.exports)),
     )
-    return next((step for step, is_done in done if not is_done), last)
+    for step, is_done in done:
+        if not is_done:
+            return step
+    return last
 
 
 def _is_fused(state: SessionState) -> bool:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from faithfusion_studio.session.commands import CancelExport, Export, ExportRequest
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View, ViewState
 from faithfusion_studio.studio.widgets import PLAIN, JobBar, change, next_step, note, set_button
 
-PATHS = {
+PATHS: dict[str, Literal["shown", "segment", "recorded"]] = {
     "Shown path": "shown",
     "Segment of the shown path": "segment",
     "Recorded drive": "recorded",
 }
 LAYERS = {"Colour": "rgb", "EIG": "eig", "Depth": "depth"}
-LAYOUTS = {
+LAYOUTS: dict[str, Literal["single", "side-by-side", "before-after"]] = {
     "One after the other": "single",
     "Side by side": "side-by-side",
     "Before | after the last fusion": "before-after",
@@ -56,7 +56,7 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
             str(_free(target)),
             camera_path=kind,
             lateral_offset=shown.offset,
-            segment=tuple(shown.segment),
+            segment=(shown.segment.start, shown.segment.stop),
             layers=chosen,
             layout=LAYOUTS[layout.value],
             fps=float(fps.value),
@@ -144,6 +144,8 @@ def _add_files(gui: Any, session: Any, view: View) -> Callable[[SessionState], N
 
 
 def _describe(kind: str, shown: ViewState, num_frames: int) -> str:
+    if num_frames == 0:
+        return ""
     first, last = shown.segment[0], shown.segment[1] - 1
     return {
         "recorded": f"All {num_frames} frames of the drive, as recorded.",

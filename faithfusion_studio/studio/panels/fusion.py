@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from faithfusion_studio.fusion.schedule import Weighting
 from faithfusion_studio.session.commands import Pause, Resume, StartFusion, StepOnce, Stop, Undo
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View
@@ -20,7 +21,7 @@ from faithfusion_studio.studio.widgets import (
     set_button,
 )
 
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Weighting] = {
     "EIG (as the paper)": "eig",
     "Four tiers (as the release)": "tiers",
     "Uniform": "uniform",

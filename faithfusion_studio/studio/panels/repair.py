@@ -39,7 +39,7 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def stage() -> Stage:
         shown = view.get()
         return Stage(
-            segment=tuple(shown.segment),
+            segment=(shown.segment.start, shown.segment.stop),
             lateral_offset=shown.offset,
             engine=engines[engine.value].name,
             eig_threshold=shown.threshold[1],
@@ -48,7 +48,7 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def show_choice(shown: ViewState) -> None:
         wanted = stage()
         count = wanted.segment[1] - wanted.segment[0]
-        change(what, content=raw_note(_describe(wanted, count)))
+        change(what, content=raw_note(_describe(wanted, count)) if view.num_frames else "")
         change(about, content=raw_note(_describe_engine(engines[engine.value], count)))
         show_buttons(session.state)
 
