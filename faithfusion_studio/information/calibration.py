@@ -57,8 +57,8 @@ def fit_calibration(recorded: Sequence[Float32[Tensor, "*_"]], void: float) -> C
         return Calibration(torch.tensor([[0.0, 0.0], [void, 1.0]]))
     values = torch.cat([m.reshape(-1)[:: max(1, m.numel() // 20000)] for m in recorded])
     median, outer = torch.quantile(values, torch.tensor([0.5, RECORDED_SHARE])).tolist()
-    outer = min(max(outer, 1e-6), 0.5 * void)
-    median = min(max(median, 1e-7), 0.5 * outer)
+    outer = min(max(outer, 1.1 * median, 1e-6), 0.5 * void)
+    median = min(max(median, 1e-7), outer / 1.1)
     inner = torch.linspace(math.log(median), math.log(outer), KNOTS)
     rest = torch.linspace(math.log(outer), math.log(void), KNOTS)[1:]
     low = torch.linspace(0, RECORDED_VALUE, KNOTS)

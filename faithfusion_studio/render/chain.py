@@ -15,16 +15,13 @@ rows times the body rotation, and s the scales: cov2d = (sum s_k^2 u_k^2, sum s_
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from faithfusion_studio.render.rasterization import BackendError, RasterizationMeta
 from faithfusion_studio.transforms import SH_C0, eval_sh, quat_to_rotmat, sh_basis
-
-if TYPE_CHECKING:
-    from faithfusion_studio.render.rasterization import RasterizationMeta
 
 PARAMETERS, RECORD = 13, 9
 PACKED_BLOCK, PACKED_RECORD = 91, 45
@@ -71,6 +68,20 @@ def visible_gaussians(meta: RasterizationMeta) -> Int[Tensor, "V"]:
     frame = meta.tiles.frames[0]
     out = torch.empty(frame.visible, dtype=torch.int32)
     _core()[0].visible_gaussians(frame, out.numpy())
+    return out
+
+
+def last_positions(meta: RasterizationMeta) -> Int[Tensor, "H W"]:
+    """List position, from 1, of the last Gaussian the first camera blended into each pixel; 0 for none.
+
+    Raises:
+        BackendError: The rasterisation ran on another device than the CPU.
+    """
+    if meta.device.type != "cpu":
+        raise BackendError(f"Found a rasterisation on {meta.device}; expected one on the CPU.")
+    out = torch.zeros(meta.height, meta.width, dtype=torch.int32)
+    core, threads = _core()
+    core.last_positions(meta.tiles.frames[0], out.numpy(), threads)
     return out
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from slow_information import SlowScene, SlowView, chain, load_golden, record_jacobians
+from slow_information import SlowScene, SlowView, chain, load_golden
 
 from faithfusion_studio.render.chain import (
     ChainView,
@@ -134,7 +134,7 @@ def test_a_strongly_observed_direction_does_not_break_the_factor() -> None:
     assert (variance.amax(1) > 1e-3).all()
 
 
-def test_records_of_a_random_camera_agree_with_finite_differences() -> None:
+def test_the_chain_holds_for_a_camera_outside_the_golden_ones() -> None:
     _, scene, _, novel = load_golden("crowd_sh2")
     pose = look_at(
         torch.tensor([0.3, -0.4, -1.0]).double(),
@@ -142,8 +142,6 @@ def test_records_of_a_random_camera_agree_with_finite_differences() -> None:
         torch.tensor([0.0, -1.0, 0.0]).double(),
     )
     view = SlowView(torch.linalg.inv(pose), novel.K, novel.width, novel.height, novel.background)
-    J = record_jacobians(scene, view)
     A = chain(scene, view)
     ours = _view(scene, view)
     torch.testing.assert_close(chain_matrices(ours)[0], A[ours.visible], rtol=1e-8, atol=1e-8)
-    assert torch.isfinite(J).all()

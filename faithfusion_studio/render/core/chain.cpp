@@ -6,6 +6,7 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -78,6 +79,37 @@ void visible_gaussians(const Frame& frame, nb::ndarray<int32_t, nb::c_contig, nb
     }
 }
 
+// Position, counted from 1 in its tile's front-to-back list, of the last Gaussian blended into each pixel; 0 for none.
+void last_positions(const Frame& f, nb::ndarray<int32_t, nb::c_contig, nb::device::cpu> out, int threads) {
+    int32_t* to = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(threads, f.tiles(), [&](int, int64_t tile) {
+        const int64_t* starts = f.tile_starts.as<int64_t>() + tile;
+        const uint32_t* entries = f.entries.as<uint32_t>() + starts[0];
+        const uint32_t* masks = f.contributed.as<uint32_t>() + f.batch_starts.as<int64_t>()[tile] * 16;
+        const int64_t count = starts[1] - starts[0];
+        const int x0 = (int)(tile % f.tiles_x) * kTile, y0 = (int)(tile / f.tiles_x) * kTile;
+        for (int y = y0; y < std::min(y0 + kTile, f.cam.height); y++)
+            for (int x = x0; x < std::min(x0 + kTile, f.cam.width); x++) {
+                const int block = (y - y0) / 4 * 4 + (x - x0) / 4;
+                float t = 1.0f;
+                int32_t last = 0;
+                for (int64_t j = 0; j < count; j++) {
+                    if (!(masks[j / kBatch * 16 + block] >> (j % kBatch) & 1)) continue;
+                    const Record& r = f.records.as<Record>()[entries[j]];
+                    const float dx = x + 0.5f - r.mx, dy = y + 0.5f - r.my;
+                    const float e = r.log2_opacity - (r.a * dx * dx + 2 * r.b * dx * dy + r.c * dy * dy);
+                    if (e < kLog2AlphaMin) continue;
+                    const float left = t * (1.0f - std::min(std::exp2(e), kAlphaMax));
+                    if (left <= kStop) break;
+                    t = left;
+                    last = (int32_t)j + 1;
+                }
+                to[(int64_t)y * f.cam.width + x] = last;
+            }
+    });
+}
+
 void fisher_chain(nb::tuple view, Input information, Array blocks, Array sh_evidence, int threads) {
     const ChainView v = make_view(view);
     nb::gil_scoped_release release;
@@ -101,6 +133,7 @@ void posterior_covariances(nb::tuple view, Input factors, std::optional<Input> s
 
 void bind_chain(nb::module_& m) {
     m.def("visible_gaussians", &visible_gaussians);
+    m.def("last_positions", &last_positions);
     m.def("fisher_chain", &fisher_chain);
     m.def("factor_blocks", &factor_blocks);
     m.def("posterior_covariances", &posterior_covariances, nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
