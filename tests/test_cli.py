@@ -45,22 +45,22 @@ def wall_and_road() -> Gaussians:
     )
 
 
-def make_scene() -> Scene:
+def make_scene(frames: int = FRAMES) -> Scene:
     K = torch.tensor([[30.0, 0, WIDTH / 2], [0, 30, HEIGHT / 2], [0, 0, 1]], dtype=torch.float64)
     cameras = []
-    for i in range(FRAMES):
+    for i in range(frames):
         rows = [[0.6 * i, 0.0, 1.5], [0.6 * i + 5, 0.0, 1.3], [0.0, 0, 1]]
         pose = look_at(*torch.tensor(rows, dtype=torch.float64))
         cameras.append(Camera(pose, K, WIDTH, HEIGHT, i * 0.1, "front"))
     scene = Scene(wall_and_road(), sky=ConstantSky(torch.tensor([0.4, 0.6, 0.9])))
-    frames = []
+    images = []
     for i, camera in enumerate(cameras):
         picture = to_uint8(render_view(scene, camera).rgb).numpy()[:, :, ::-1]
-        frames.append(PosedImage(camera, cv2.imencode(".png", picture)[1].tobytes(), f"{i:06d}"))
+        images.append(PosedImage(camera, cv2.imencode(".png", picture)[1].tobytes(), f"{i:06d}"))
     g = scene.background
     points = PointCloud(g.means, to_uint8(g.sh0 * SH_C0 + 0.5)[:, 0])
     path = trajectory_from_cameras(cameras)
-    capture = Capture(tuple(frames), path, points=points, source="a test")
+    capture = Capture(tuple(images), path, points=points, source="a test")
     return replace(scene, capture=capture, metadata={"reconstruction": {"scale": 1.0}})
 
 
