@@ -159,9 +159,6 @@ class Learner:
             self.weights,
             0.01 * self.extent,
         )
-        if self._exposures is not None:
-            identity = torch.eye(3, 4)
-            loss = loss + 0.1 * ((self._exposures.mean(0) - identity) ** 2).sum()
         loss.backward()
         gradients = [self.parameters[k].grad for k in ("means", "log_scales", "sh0")]
         if not all(torch.isfinite(g.sum()) for g in [loss.detach(), *gradients] if g is not None):
@@ -171,7 +168,16 @@ class Learner:
         if self._others is not None:
             self._others.step()
             self._others.zero_grad(set_to_none=True)
+            self._centre_exposures()
         return float(loss.detach()), meta
+
+    @torch.no_grad()
+    def _centre_exposures(self) -> None:
+        """Keep the mean correction of the frames seen so far at identity: colours belong to the scene."""
+        if self._exposures is not None:
+            deviation = self._exposures - torch.eye(3, 4)
+            seen = (deviation != 0).flatten(1).any(1)
+            self._exposures[seen] -= deviation[seen].sum(0) / seen.sum().clamp(min=1)
 
     def _drop_gradients(self) -> None:
         self.parameters.optimizer.zero_grad(set_to_none=True)
