@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.keys import keys, register
 from faithfusion_studio.studio.legend import legend
-from faithfusion_studio.studio.lens import pose_of
+from faithfusion_studio.studio.lens import ClientPose
 from faithfusion_studio.studio.panels.look import add_look_panel
 from faithfusion_studio.studio.panels.quality import add_quality_panel
 from faithfusion_studio.studio.panels.timeline import WIDTH as TIMELINE_WIDTH
@@ -31,6 +33,10 @@ from faithfusion_studio.studio.window import ClientWindow, PathFollower
 DOCK_WIDTH = 384
 UPDATE_INTERVAL = 0.1
 """Panels show a new session state at most this often, s."""
+
+VISER_START = (3.0, 3.0, 3.0)
+"""Where viser's page stands until it has heard of our first camera."""
+FIRST_POSE_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -69,10 +75,11 @@ class ClientStudio:
         self.view.subscribe(self._follow)
         self.view.subscribe(lambda _state: self._news.set())
         self._follow(self.view.get())
+        self._client.camera.on_update(lambda _camera: self._camera_moved())
+        self._camera_moved()
         self.viewport.start()
         self.player.start()
         self._build(self._client.gui)
-        self._client.camera.on_update(lambda _camera: self._camera_moved())
         self._client.scene.on_click(modifier="shift")(self._probe)
         self._news.set()
         self._thread.start()
@@ -131,11 +138,16 @@ class ClientStudio:
 
     def _start_on_path(self) -> None:
         """On the first recorded camera, unless the address asked for another one."""
-        pose, camera = self.window.pose(), self.follower.camera(0, 0.0)
-        if pose is None or camera is None:
+        camera = self.follower.camera(0, 0.0)
+        if camera is None:
             return
-        first = pose_of(camera, self.window.canvas)
-        if sum(abs(a - b) for a, b in zip(pose.position, first.position, strict=True)) < 1e-2:
+        deadline = time.monotonic() + FIRST_POSE_SECONDS
+        pose = self.window.pose()
+        while (pose is None or _is_viser_start(pose)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            pose = self.window.pose()
+        near = pose is not None and math.dist(pose.position, camera.position.tolist()) < 1e-2
+        if pose is None or near or _is_viser_start(pose):
             self.follower.go(0, 0.0, 1.0)
         else:
             self.view.set(follow=False)
@@ -207,6 +219,10 @@ def reported(view: View) -> Iterator[None]:
     except CALLBACK_ERRORS as error:
         _log.exception("a panel failed")
         view.notify("A panel could not be updated", describe(error), error=True)
+
+
+def _is_viser_start(pose: ClientPose) -> bool:
+    return math.dist(pose.position, VISER_START) < 1e-3
 
 
 def _num_frames(scene: Scene) -> int:

@@ -136,21 +136,21 @@ FLIGHT = (
 
 
 def show_keys(gui: Any, table: list[Key]) -> None:
-    """A window with all keys, in two columns so that it fits a small screen."""
-    rows = [(f"1 to {len(LAYERS)}", "Layers: " + ", ".join(LAYERS.values()))]
+    """A window with all keys, in small rows so that it fits a small screen."""
+    rows = [(f"1 to {len(LAYERS)}", "Layer, in the order of the menu")]
     rows += [(key.shown, key.label) for key in table if key.listed]
     with gui.add_modal("Keys") as modal:
-        gui.add_html(_columns([*rows, *FLIGHT]))
+        gui.add_html(_rows([*rows, *FLIGHT]))
         close = gui.add_button("Close")
         close.on_click(lambda _event: modal.close())
 
 
-def _columns(rows: list[tuple[str, str]]) -> str:
+def _rows(rows: list[tuple[str, str]]) -> str:
     items = "".join(
-        '<div style="break-inside:avoid;display:flex;gap:8px;padding:2px 0;">'
-        f'<b style="flex:0 0 92px;">{html.escape(shown)}</b><span>{html.escape(label)}</span></div>'
+        f'<b style="white-space:nowrap">{html.escape(shown)}</b><span>{html.escape(label)}</span>'
         for shown, label in rows
     )
     return (
-        f'<div style="columns:2;column-gap:18px;padding:4px 12px;font-size:12.5px;">{items}</div>'
+        '<div style="display:grid;grid-template-columns:max-content 1fr;gap:1px 18px;'
+        f'padding:0 12px;font-size:12.5px;line-height:1.5;">{items}</div>'
     )

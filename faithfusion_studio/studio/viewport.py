@@ -32,7 +32,7 @@ MEASURE_SECONDS = 0.5
 """So long after the last movement EIG is measured for the histogram, if the layer did not need it."""
 MIN_INTERVAL = 1 / 30
 """At most 30 pictures a second: browsers repaint slower when flooded."""
-COARSE_BUDGET = 0.09
+COARSE_BUDGET = 0.06
 """Time a picture may take while moving, s."""
 FULL_BUDGET = 0.45
 """Time a picture may take at rest, s."""

@@ -41,6 +41,17 @@ def street(num_gaussians=600, frames=10, seed=0) -> Scene:
     return Scene(background, sky=ConstantSky(torch.tensor([0.6, 0.8, 1.0])), capture=capture)
 
 
+def with_true_photos(scene: Scene) -> Scene:
+    """The same street with photos that show it, so that it can be repaired and learned from."""
+    from faithfusion_studio.render.views import render_view, to_uint8
+
+    photos = []
+    for photo in scene.capture.frames:
+        image = to_uint8(render_view(scene, photo.camera).rgb).numpy()[:, :, ::-1]
+        photos.append(replace(photo, data=cv2.imencode(".png", image)[1].tobytes()))
+    return replace(scene, capture=replace(scene.capture, frames=tuple(photos)))
+
+
 def recorded_camera(index: int) -> Camera:
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, :3] = torch.tensor([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]], dtype=torch.float64)

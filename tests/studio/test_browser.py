@@ -1,0 +1,129 @@
+"""The studio in a real headless Chromium, as a person uses it; skipped where there is none."""
+
+import importlib
+import shutil
+import time
+
+import pytest
+from street_scene import street, with_true_photos
+
+from faithfusion_studio.session.session import Session
+from faithfusion_studio.studio.app import launch
+
+pytestmark = pytest.mark.filterwarnings("ignore:Queued a:UserWarning")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    # Compiling modules in a thread beside Playwright's greenlets trips over an interpreter bug.
+    for name in ("render.cpu", "information.fisher", "information.regions", "fusion.trainer"):
+        importlib.import_module(f"faithfusion_studio.{name}")
+    for name in ("repairing", "spawn", "learner"):
+        importlib.import_module(f"faithfusion_studio.fusion.{name}")
+    importlib.import_module("faithfusion_studio.repair.reprojection")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no system Chromium found; install the package chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def session(tmp_path):
+    made = Session(with_true_photos(street(num_gaussians=900)), run_folder=tmp_path / "run")
+    yield made
+    made.close(save=False)
+
+
+@pytest.fixture
+def studio(session):
+    made = launch(session, port=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(chromium, studio):
+    page = chromium.new_page(viewport={"width": 1280, "height": 720})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(studio.url)
+    page.get_by_role("tab", name="Scene").wait_for(timeout=60_000)
+    page.get_by_text("recorded lane").first.wait_for(timeout=60_000)
+    wait_for(lambda: studio.clients and studio.clients[0].view.measurement.ms > 0)
+    yield page
+    page.close()
+    assert problems == []
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_newcomer_finds_the_eig_of_a_shifted_lane(page, studio, session):
+    """Opens on the recorded camera, three metres by key, evidence by button, heat by key."""
+    view = studio.clients[0].view
+    assert view.get().follow and view.get().offset == 0.0
+    for _ in range(3):
+        page.keyboard.press("Shift+{")
+    wait_for(lambda: view.get().offset == 3.0)
+    page.get_by_text("3.00 m left").first.wait_for()
+    page.get_by_role("button", name="Measure the evidence").click()
+    wait_for(lambda: session.state.fisher_ready)
+    page.keyboard.press("g")
+    wait_for(lambda: view.get().layer == "overlay" and not view.measurement.problem)
+    wait_for(lambda: view.measurement.histogram)
+    page.get_by_text("UCR").first.wait_for()
+    page.keyboard.press("h")
+    page.get_by_text("Back to the shown path").wait_for()
+    page.get_by_role("button", name="Close").last.click()
+    page.keyboard.press("]")
+    wait_for(lambda: view.get().offset == 2.75)
+
+
+@pytest.mark.slow
+def test_the_whole_journey(page, studio, session, tmp_path):
+    """Look, repair, accept, fuse while the view moves, undo, redo; a reload finds it all again."""
+    view = studio.clients[0].view
+    page.get_by_role("button", name="Measure the evidence").click()
+    wait_for(lambda: session.state.fisher_ready)
+    view.set(segment=(2, 5), offset=1.0)
+    page.get_by_role("tab", name="Repair").click()
+    page.get_by_role("button", name="Repair segment").click()
+    wait_for(lambda: len(session.state.frames) == 3 and session.state.job is None)
+    page.get_by_role("tab", name="Fuse").click()
+    start = page.get_by_role("button", name="Start fusion")
+    wait_for(start.is_enabled)
+    before = session.store.latest()
+    start.click()
+    wait_for(lambda: session.state.job is not None or session.state.undo_label)
+    drawn = view.measurement
+    page.keyboard.press("]")
+    wait_for(lambda: view.measurement != drawn)
+    wait_for(lambda: session.state.job is None and session.state.undo_label, seconds=180)
+    after = session.store.latest()
+    assert after.version > before.version
+    page.keyboard.press("Control+z")
+    wait_for(lambda: session.store.latest().scene is before.scene)
+    page.keyboard.press("Control+Shift+z")
+    wait_for(lambda: session.store.latest().scene is not before.scene)
+    page.reload()
+    page.get_by_role("tab", name="Repair").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Repair").click()
+    page.get_by_text("Repaired frames").first.wait_for()
+    assert len(session.state.frames) == 3
