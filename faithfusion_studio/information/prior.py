@@ -47,7 +47,7 @@ class FisherPrior:
     """Opacity logit."""
     color: float = 0.17
     """Colour of the Gaussian, colour unit."""
-    sh: float = 0.3
+    sh: float = 0.1
     """Each higher SH coefficient, as stored."""
     void: float = 0.4
     """Colour behind everything where no view has looked, colour unit."""
