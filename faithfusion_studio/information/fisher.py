@@ -223,7 +223,7 @@ def follow_topology(fisher: StoredFisher, change: TopologyChange) -> StoredFishe
     )
 
 
-def recorded_view(scene: Scene, index: int) -> tuple[Camera, Tensor, Tensor | None, float | Tensor]:
+def recorded_view(scene: Scene, index: int) -> tuple[Camera, Tensor, Tensor | None, Tensor]:
     """Camera, image, exposure and weight of a recorded frame, at the size evidence is read at."""
     assert scene.capture is not None
     frame: PosedImage = scene.capture.frames[index]
@@ -231,7 +231,7 @@ def recorded_view(scene: Scene, index: int) -> tuple[Camera, Tensor, Tensor | No
     size = (camera.width, camera.height)
     exposure = None if scene.exposures is None else scene.exposures[index]
     moving = None if scene.nodes else frame.mask(size)
-    weight = 1.0 if moving is None else (~moving).to(torch.float32)
+    weight = torch.ones(size[::-1]) if moving is None else (~moving).to(torch.float32)
     return camera, frame.image(size), exposure, weight
 
 
@@ -243,9 +243,7 @@ def measure_noise(scene: Scene) -> float:
         with torch.no_grad():
             rendered = rasterize_view(scene, camera).rgb.clamp(0, 1)
         residual = apply_exposure(rendered, exposure) - image.to(rendered)
-        if isinstance(weight, Tensor):
-            residual = residual[weight.to(residual.device) > 0]
-        parts.append(residual.reshape(-1))
+        parts.append(residual[weight.to(residual.device) > 0].reshape(-1))
     if not parts:
         return UNKNOWN_NOISE
     residuals = torch.cat(parts)
