@@ -77,6 +77,11 @@ def _load_core() -> Any:
     return _core
 
 
+def _empty(*shape: int) -> Tensor:
+    """An uninitialised float32 tensor in memory that the core uses again and again."""
+    return torch.from_numpy(_load_core().empty(shape))
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
@@ -125,8 +130,8 @@ class _Rasterize(torch.autograd.Function):
         viewmats, backgrounds = gaussians[5], meta.backgrounds
         cameras, height, width = len(viewmats), request.height, request.width
         features = (3 if request.sh_degree is not None else gaussians[4].shape[1]) * request.color
-        colors = torch.empty(cameras, height, width, features + request.depth)
-        alphas = torch.empty(cameras, height, width, 1)
+        colors = _empty(cameras, height, width, features + request.depth)
+        alphas = _empty(cameras, height, width, 1)
         for c in range(cameras):
             frame = core.project(
                 *(t.numpy() for t in gaussians[:5]),
@@ -173,12 +178,12 @@ class _Rasterize(torch.autograd.Function):
             v_depth = v_colors[..., -1:] / divisor
             v_alphas = v_alphas - torch.where(alphas > _EMPTY, v_depth * colors[..., -1:], 0.0)
             v_colors = torch.cat([v_colors[..., :-1], v_depth], dim=-1)
-        grads = [torch.zeros_like(t) for t in gaussians[:4]]
-        grad_colors = torch.zeros_like(gaussians[4]) if wanted[4] else None
+        grads = [_empty(*t.shape) for t in gaussians[:4]]
+        grad_colors = _empty(*gaussians[4].shape) if wanted[4] and request.color else None
         grad_viewmats = torch.zeros_like(gaussians[5]) if wanted[5] else None
         cameras, n = len(gaussians[5]), meta.tiles.count
-        means2d = torch.zeros(cameras, n, 2)
-        absgrad = torch.zeros(cameras, n, 2) if request.absgrad else None
+        means2d = _empty(cameras, n, 2)
+        absgrad = _empty(cameras, n, 2) if request.absgrad else None
         for c, frame in enumerate(meta.tiles.frames):
             core.backward(
                 frame,
@@ -191,6 +196,7 @@ class _Rasterize(torch.autograd.Function):
                 None if grad_viewmats is None else grad_viewmats[c].numpy(),
                 means2d[c].numpy(),
                 None if absgrad is None else absgrad[c].numpy(),
+                c == 0,
                 request.threads,
                 request.deterministic,
             )
@@ -220,10 +226,10 @@ def _blended_backgrounds(backgrounds: Tensor | None, color: bool, depth: bool) -
 def _screen(tiles: _Tiles) -> ScreenQuantities:
     core = _load_core()
     cameras, n = len(tiles.frames), tiles.count
-    means2d, conics = torch.zeros(cameras, n, 2), torch.zeros(cameras, n, 3)
-    radii = torch.zeros(cameras, n, 2, dtype=torch.int32)
-    depths, opacities = torch.zeros(cameras, n), torch.zeros(cameras, n)
-    colors = torch.zeros(cameras, n, 3) if tiles.features is None else None
+    means2d, conics = _empty(cameras, n, 2), _empty(cameras, n, 3)
+    radii = torch.empty(cameras, n, 2, dtype=torch.int32)
+    depths, opacities = _empty(cameras, n), _empty(cameras, n)
+    colors = _empty(cameras, n, 3) if tiles.features is None else None
     for c, frame in enumerate(tiles.frames):
         core.screen(
             frame,
@@ -233,6 +239,7 @@ def _screen(tiles: _Tiles) -> ScreenQuantities:
             depths[c].numpy(),
             opacities[c].numpy(),
             None if colors is None else colors[c].numpy(),
+            _work()[0],
         )
     if colors is None:
         colors = tiles.features.expand(cameras, *tiles.features.shape)
@@ -335,7 +342,7 @@ def accumulate_information(
             f"Found pixel_weight of shape {tuple(pixel_weight.shape)}; expected {shape}, like the rendered images."
         )
     weight = _plain(pixel_weight)
-    out = torch.zeros(len(tiles.frames), tiles.count, 45)
+    out = _empty(len(tiles.frames), tiles.count, 45)
     for c, frame in enumerate(tiles.frames):
         _load_core().accumulate(
             frame,
@@ -359,7 +366,7 @@ def evaluate_information(
             f"Found covariances of shape {tuple(covariances.shape)}; expected {shape}, one block per Gaussian."
         )
     plain = _plain(covariances)
-    out = torch.empty(len(tiles.frames), meta.height, meta.width, 6)
+    out = _empty(len(tiles.frames), meta.height, meta.width, 6)
     for c, frame in enumerate(tiles.frames):
         _load_core().evaluate(
             frame, _background(meta, c, backgrounds), plain[c].numpy(), out[c].numpy(), threads

@@ -3,7 +3,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -25,6 +27,15 @@ using Ints = nb::ndarray<int32_t, nb::c_contig, nb::device::cpu>;
 template <class T>
 auto pointer(const std::optional<T>& array) -> decltype(array->data()) {
     return array ? array->data() : nullptr;
+}
+
+// An array of the given shape from the memory pool, to which it returns with its last owner; contents undefined.
+nb::ndarray<nb::numpy, float> empty(const std::vector<size_t>& shape) {
+    size_t count = 1;
+    for (size_t n : shape) count *= n;
+    auto* buffer = new Buffer;
+    nb::capsule owner(buffer, [](void* p) noexcept { delete (Buffer*)p; });
+    return nb::ndarray<nb::numpy, float>(buffer->get<float>(count), shape.size(), shape.data(), owner);
 }
 
 Inputs inputs(const Input& means, const Input& quats, const Input& scales, const Input& opacities, const Input& colors,
@@ -64,7 +75,8 @@ void blend(Frame& frame, Input colors, std::optional<Input> background, Array co
 
 void backward(Frame& frame, Input means, Input quats, Input scales, Input opacities, Input colors, std::optional<Input> background,
               Input v_color, Input v_alpha, Array g_means, Array g_quats, Array g_scales, Array g_opacities,
-              std::optional<Array> g_colors, std::optional<Array> g_viewmat, Array g_means2d, std::optional<Array> g_absgrad, int threads, bool deterministic) {
+              std::optional<Array> g_colors, std::optional<Array> g_viewmat, Array g_means2d,
+              std::optional<Array> g_absgrad, bool fresh, int threads, bool deterministic) {
     frame.in.means = means.data();
     frame.in.quats = quats.data();
     frame.in.scales = scales.data();
@@ -72,6 +84,7 @@ void backward(Frame& frame, Input means, Input quats, Input scales, Input opacit
     if (frame.in.colors) frame.in.colors = colors.data();
     const float* bg = pointer(background);
     Gradients g;
+    g.fresh = fresh;
     g.means = g_means.data();
     g.quats = g_quats.data();
     g.scales = g_scales.data();
@@ -101,15 +114,23 @@ void evaluate(const Frame& frame, std::optional<Input> background, Input covaria
     kernels().evaluate(frame, Work{threads, false}, bg, covariances.data(), out.data());
 }
 
-// Writes the screen quantities of the visible Gaussians into [N, ...] arrays that hold zeros.
-void screen(const Frame& f, Array means2d, Array conics, Ints radii, Array depths, Array opacities, std::optional<Array> colors) {
+// Writes the screen quantities into [N, ...] arrays; zero for Gaussians that are not visible.
+void screen(const Frame& f, Array means2d, Array conics, Ints radii, Array depths, Array opacities,
+            std::optional<Array> colors, int threads) {
     float *m = means2d.data(), *q = conics.data(), *d = depths.data(), *o = opacities.data(), *rgb = pointer(colors);
     int32_t* r = radii.data();
     nb::gil_scoped_release release;
     const int32_t* counts = f.chunk_counts.as<int32_t>();
     const float k = 2.0f / kLog2E;
-    for (int64_t c = 0; c < f.chunks; c++)
-        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++) {
+    parallel_for(threads, f.chunks, [&](int, int64_t c) {
+        const int64_t first = c * kChunk, count = std::min(kChunk, f.in.n - first);
+        std::fill_n(m + 2 * first, 2 * count, 0.0f);
+        std::fill_n(q + 3 * first, 3 * count, 0.0f);
+        std::fill_n(r + 2 * first, 2 * count, 0);
+        std::fill_n(d + first, count, 0.0f);
+        std::fill_n(o + first, count, 0.0f);
+        if (rgb) std::fill_n(rgb + 3 * first, 3 * count, 0.0f);
+        for (int64_t slot = first; slot < first + counts[c]; slot++) {
             const Record& record = f.records.as<Record>()[slot];
             const int64_t i = f.gaussians.as<int32_t>()[slot];
             m[2 * i] = record.mx, m[2 * i + 1] = record.my;
@@ -120,6 +141,7 @@ void screen(const Frame& f, Array means2d, Array conics, Ints radii, Array depth
             if (rgb)
                 for (int ch = 0; ch < 3; ch++) rgb[3 * i + ch] = record.color[ch];
         }
+    });
 }
 
 }  // namespace
@@ -131,6 +153,7 @@ NB_MODULE(_core, m) {
         .def_prop_ro("visible", [](const Frame& f) { return f.visible; })
         .def_prop_ro("pairs", [](const Frame& f) { return f.pairs; });
     m.def("instruction_set", [] { return kernels().name; });
+    m.def("empty", &empty);
     m.def("project", &project);
     m.def("blend", &blend);
     m.def("backward", &backward);

@@ -11,7 +11,7 @@ constexpr int kColorSum = 8;
 
 template <int NC, bool ABS>
 static FF_INLINE void backward_block(const Record* batch, uint32_t todo, float position, F px, F py, F& t, F& behind,
-                                     const F* v, F v_alpha, F stop, F (*sums)[kColorSum + NC]) {
+                                     const F* v, F v_alpha, F stop, F (*sums)[kRow]) {
     F tt = t, b = behind;
     while (todo) {
         const int j = 31 - __builtin_clz(todo);
@@ -67,9 +67,12 @@ static void backward_tile(const Frame& f, int64_t index, const float* background
         if (!touched) continue;
         alignas(64) Record records[kBatch];
         load_batch(f, tile, batch, true, records);
-        F sums[kBatch][kColorSum + NC];
-        for (uint32_t m = touched; m; m &= m - 1)
-            for (int k = 0; k < kColorSum + NC; k++) sums[__builtin_ctz(m)][k] = F(0.0f);
+        F sums[kBatch][kRow];
+        for (uint32_t m = touched; m; m &= m - 1) {
+            const int j = __builtin_ctz(m);
+            for (int k = 0; k < kRow; k++) sums[j][k] = F(0.0f);
+            __builtin_prefetch(rows + (int64_t)tile.entries[batch * kBatch + j] * kRow, 1);
+        }
         for (int b = 0; b < 16; b++) {
             if (!masks[b]) continue;
             F px, py;
@@ -78,9 +81,7 @@ static void backward_tile(const Frame& f, int64_t index, const float* background
         }
         for (uint32_t m = touched; m; m &= m - 1) {
             const int j = __builtin_ctz(m);
-            float* row = rows + (int64_t)tile.entries[batch * kBatch + j] * kRow;
-            for (int k = 0; k < kColorSum + NC; k++)
-                if (ABS || k < 6 || k >= kColorSum) row[k] += sum(sums[j][k]);
+            add_sums16(sums[j], rows + (int64_t)tile.entries[batch * kBatch + j] * kRow);
         }
     }
 }

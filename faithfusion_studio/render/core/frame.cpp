@@ -85,6 +85,8 @@ void backward_frame(Frame& f, const Work& work, const float* background, const f
     Buffer memory;
     float* rows = memory.get<float>((size_t)work.workers() * f.slots() * kRow);
     clear_rows(f, work, rows);
+    if (grads.fresh && grads.colors && f.in.sh_degree < 0)
+        std::memset(grads.colors, 0, sizeof(float) * f.in.n * f.in.features);
     for (int first = 0; first < channels; first += kGroup) {
         const int count = std::min(kGroup, channels - first);
         if (channels > kGroup) kernels().load_colors(f, work, first, count);

@@ -64,6 +64,10 @@ struct Record {
 };
 static_assert(sizeof(Record) == 64, "one cache line");
 
+struct TileBox {   // tiles a Gaussian may touch, both ends included; empty when last_row < first_row
+    int16_t first_row, last_row, first_col, last_col;
+};
+
 struct Frame {
     Inputs in;   // pointers are valid only while the call that set them runs
     Camera cam;
@@ -71,6 +75,7 @@ struct Frame {
     int tiles_x = 0, tiles_y = 0;
     Buffer records;        // Record [chunks * kChunk], dense from the start of each chunk ("slots")
     Buffer gaussians;      // int32 [slots]: index of the Gaussian
+    Buffer boxes;          // TileBox [slots]
     Buffer radii;          // int32 [slots, 2]
     Buffer clamped;        // uint8 [slots]: bit ch set where the colour was clamped at 0
     Buffer chunk_counts;   // int32 [chunks]
@@ -85,10 +90,11 @@ struct Frame {
     int64_t slots() const { return chunks * kChunk; }
 };
 
-struct Gradients {   // all [n, ...], added to; null = not wanted
+struct Gradients {   // all [n, ...]; null = not wanted
+    bool fresh = true;   // overwrite the arrays (which may hold anything) instead of adding to them
     float *means = nullptr, *quats = nullptr, *scales = nullptr, *opacities = nullptr, *colors = nullptr;
     float *viewmat = nullptr;   // [4, 4]
-    float *means2d = nullptr, *absgrad = nullptr;   // [n, 2], written for visible Gaussians
+    float *means2d = nullptr, *absgrad = nullptr;   // [n, 2], overwritten
 };
 
 struct Work {   // how a call is to be run

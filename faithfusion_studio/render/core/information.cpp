@@ -12,7 +12,7 @@ namespace ff {
 namespace FF_ISA {
 
 constexpr int kMoments = 34;        // 15 of w^2 |gamma|^2, 6 of w^2 gamma for each channel, w^2
-constexpr int kMomentRow = 36;
+constexpr int kMomentRow = 48;      // three cache lines
 constexpr int kCoefficients = 40;   // 15 quartic, 6 quadratic for each channel, 6 constant; 1 unused
 constexpr int kHalf = 16;
 
@@ -108,9 +108,13 @@ static void accumulate_tile(const Frame& f, int64_t index, Backdrop background, 
         for (int half = kBatch - kHalf; half >= 0; half -= kHalf) {   // 16 at a time: the sums stay in the nearest cache
             const uint32_t part = ((1u << kHalf) - 1) << half;
             if (!(touched & part)) continue;
-            F sums[kHalf][kMoments];
-            for (uint32_t m = touched & part; m; m &= m - 1)
-                for (int k = 0; k < kMoments; k++) sums[__builtin_ctz(m) - half][k] = F(0.0f);
+            F sums[kHalf][kMomentRow];
+            for (uint32_t m = touched & part; m; m &= m - 1) {
+                const int j = __builtin_ctz(m);
+                for (int k = 0; k < kMoments; k++) sums[j - half][k] = F(0.0f);
+                const float* row = rows + (int64_t)tile.entries[batch * kBatch + j] * kMomentRow;
+                for (int line = 0; line < 3; line++) __builtin_prefetch(row + 16 * line, 1);
+            }
             for (int b = 0; b < 16; b++) {
                 uint32_t todo = masks[b] & part;
                 if (!todo) continue;
@@ -127,7 +131,9 @@ static void accumulate_tile(const Frame& f, int64_t index, Backdrop background, 
             for (uint32_t m = touched & part; m; m &= m - 1) {
                 const int j = __builtin_ctz(m);
                 float* row = rows + (int64_t)tile.entries[batch * kBatch + j] * kMomentRow;
-                for (int k = 0; k < kMoments; k++) row[k] += sum(sums[j - half][k]);
+                add_sums16(sums[j - half], row);
+                add_sums16(sums[j - half] + 16, row + 16);
+                for (int k = 32; k < kMoments; k++) row[k] += sum(sums[j - half][k]);
             }
         }
     }
@@ -157,7 +163,7 @@ static FF_INLINE void pack_information(const float* sums, float opacity, uint8_t
     out[packed(6, 7)] = out[packed(6, 8)] = out[packed(7, 8)] = 0.0f;
 }
 
-// out [n, 45] holds zeros; only visible Gaussians are written.
+// out [n, 45] is overwritten; zero for Gaussians that are not visible.
 static void accumulate(const Frame& f, const Work& work, Backdrop background, const float* weight, float* out) {
     Buffer memory;
     const int64_t size = f.slots() * kMomentRow;
@@ -172,7 +178,9 @@ static void accumulate(const Frame& f, const Work& work, Backdrop background, co
         accumulate_tile(f, index, background, weight, rows + worker * size);
     });
     parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++) {
+        const int64_t first = c * kChunk, count = f.in.n - first < kChunk ? f.in.n - first : kChunk;
+        std::memset(out + 45 * first, 0, sizeof(float) * 45 * count);
+        for (int64_t slot = first; slot < first + counts[c]; slot++) {
             float sums[kMomentRow] = {};
             for (int w = 0; w < workers; w++)
                 for (int k = 0; k < kMoments; k++) sums[k] += rows[w * size + slot * kMomentRow + k];

@@ -38,6 +38,14 @@ static FF_INLINE uint32_t finite_features(const Inputs& in, int64_t base, uint32
     return kept;
 }
 
+// First and last tile with a pixel centre in [centre - half, centre + half]; last < first when there is none.
+static FF_INLINE void tile_range(F centre, F half, float size, float* first, float* last) {
+    F a = max(ceil(centre - half - F(0.51f)), F(0.0f)), b = min(floor(centre + half - F(0.49f)), F(size - 1.0f));
+    M none = b < a;
+    store(first, select(none, F(0.0f), floor(a * F(1.0f / kTile))));
+    store(last, select(none, F(-1.0f), floor(b * F(1.0f / kTile))));
+}
+
 static int project_chunk(Frame& f, int64_t chunk) {
     const Inputs& in = f.in;
     const Camera& cam = f.cam;
@@ -45,6 +53,7 @@ static int project_chunk(Frame& f, int64_t chunk) {
     Record* records = f.records.as<Record>() + slot0;
     int32_t* gaussians = f.gaussians.as<int32_t>() + slot0;
     int32_t* radii = f.radii.as<int32_t>() + 2 * slot0;
+    TileBox* boxes = f.boxes.as<TileBox>() + slot0;
     uint8_t* clamped_at = f.clamped.as<uint8_t>() + slot0;
     const int64_t end = slot0 + kChunk < in.n ? slot0 + kChunk : in.n;
     int kept = 0;
@@ -97,13 +106,17 @@ static int project_chunk(Frame& f, int64_t chunk) {
         store(out[11], F(0.0f));
         store(out[12], sxy * rsyy); store(out[13], width2); store(out[14], det * rsyy * rsyy);
         store(out[15], sxy * sqrt(e / sxx));
-        alignas(64) float r[2][16];
+        alignas(64) float r[2][16], box[4][16];
         store(r[0], min(rx, F(1e9f))); store(r[1], min(ry, F(1e9f)));
+        tile_range(my, sqrt(e * syy), (float)cam.height, box[0], box[1]);
+        tile_range(mx, sqrt(e * sxx), (float)cam.width, box[2], box[3]);
         for (; mask; mask &= mask - 1) {
             int l = __builtin_ctz(mask);
             float* record = (float*)(records + kept);
             for (int k = 0; k < 16; k++) record[k] = out[k][l];
             gaussians[kept] = (int32_t)(base + l);
+            boxes[kept] = {(int16_t)box[0][l], (int16_t)box[1][l], (int16_t)box[2][l], (int16_t)box[3][l]};
+            if (box[3][l] < box[2][l]) boxes[kept].last_row = -1;
             radii[2 * kept] = (int32_t)r[0][l];
             radii[2 * kept + 1] = (int32_t)r[1][l];
             clamped_at[kept] = (uint8_t)((clamped[0] >> l & 1) | (clamped[1] >> l & 1) << 1 | (clamped[2] >> l & 1) << 2);
@@ -118,6 +131,7 @@ static void project(Frame& f, const Work& work) {
     const int64_t slots = f.slots();
     f.records.get<Record>(slots);
     f.gaussians.get<int32_t>(slots);
+    f.boxes.get<TileBox>(slots);
     f.radii.get<int32_t>(2 * slots);
     f.clamped.get<uint8_t>(slots);
     int32_t* counts = f.chunk_counts.get<int32_t>(f.chunks);

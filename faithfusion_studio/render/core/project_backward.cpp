@@ -148,6 +148,22 @@ static FF_INLINE void add_lanes(float* grad, int width, const int32_t* index, in
         for (int k = 0; k < width; k++) grad[(int64_t)index[l] * width + k] += t[k][l];
 }
 
+// Zeroes a chunk's part of the outputs just before it is added to, while it is near in the caches.
+static void clear_chunk(const Inputs& in, int64_t chunk, const Gradients& g) {
+    const int64_t first = chunk * kChunk, count = in.n - first < kChunk ? in.n - first : kChunk;
+    auto clear = [&](float* p, int64_t width) {
+        if (p) std::memset(p + first * width, 0, sizeof(float) * width * count);
+    };
+    clear(g.means2d, 2);
+    clear(g.absgrad, 2);
+    if (!g.fresh) return;
+    clear(g.means, 3);
+    clear(g.quats, 4);
+    clear(g.scales, 3);
+    clear(g.opacities, 1);
+    if (in.sh_degree >= 0) clear(g.colors, 3 * (int64_t)in.sh_coefficients);
+}
+
 static void backward_chunk(const Frame& f, int workers, int64_t chunk, const float* rows, const Gradients& grads, double* view) {
     const Inputs& in = f.in;
     const int kept = f.chunk_counts.as<int32_t>()[chunk];
@@ -198,6 +214,7 @@ static void project_backward(const Frame& f, const Work& work, const float* rows
     double* views = memory.get<double>(15 * f.chunks);
     for (int64_t i = 0; i < 15 * f.chunks; i++) views[i] = 0;
     parallel_for(work.threads, f.chunks, [&](int, int64_t chunk) {
+        clear_chunk(f.in, chunk, grads);
         backward_chunk(f, work.workers(), chunk, rows, grads, views + 15 * chunk);
     });
     if (!grads.viewmat) return;

@@ -148,6 +148,7 @@ FF_INLINE F& operator+=(F& a, F b) { return a = a + b; }
 FF_INLINE F& operator-=(F& a, F b) { return a = a - b; }
 FF_INLINE M operator>(F a, F b) { return b < a; }
 FF_INLINE M operator>=(F a, F b) { return b <= a; }
+FF_INLINE F floor(F a) { return -ceil(-a); }
 FF_INLINE F clamp(F x, F lo, F hi) { return min(max(x, lo), hi); }
 
 // 2^x for |x| < 126 by a degree-5 polynomial on [-1/2, 1/2]; relative error below 2e-7.
@@ -161,6 +162,40 @@ FF_INLINE F exp2(F x) {
     p = fma(p, f, F(1.0f));
     return exp2_scale(p, whole);
 }
+
+// Adds the lane sums of v[0..15] to out[0..15]: a transpose and an addition in one.
+#if defined(__AVX512F__)
+FF_INLINE void add_sums16(const F* v, float* out) {
+    __m512 q[4];
+    for (int i = 0; i < 4; i++) {   // per 128-bit lane: v[4i], v[4i+1], v[4i+2], v[4i+3]
+        __m512 a = v[4 * i].v, b = v[4 * i + 1].v, c = v[4 * i + 2].v, d = v[4 * i + 3].v;
+        __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+        q[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    }
+    __m512 x = _mm512_add_ps(_mm512_shuffle_f32x4(q[0], q[1], 0x44), _mm512_shuffle_f32x4(q[0], q[1], 0xee));
+    __m512 y = _mm512_add_ps(_mm512_shuffle_f32x4(q[2], q[3], 0x44), _mm512_shuffle_f32x4(q[2], q[3], 0xee));
+    __m512 r = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), r));
+}
+#elif defined(__AVX2__)
+FF_INLINE void add_sums16(const F* v, float* out) {
+    for (int half = 0; half < 2; half++) {
+        __m256 q[2];
+        for (int i = 0; i < 2; i++) {
+            const F* p = v + 8 * half + 4 * i;
+            __m256 a = p[0].v[0] + p[0].v[1], b = p[1].v[0] + p[1].v[1], c = p[2].v[0] + p[2].v[1], d = p[3].v[0] + p[3].v[1];
+            q[i] = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        }
+        __m256 r = _mm256_add_ps(_mm256_permute2f128_ps(q[0], q[1], 0x20), _mm256_permute2f128_ps(q[0], q[1], 0x31));
+        _mm256_storeu_ps(out + 8 * half, _mm256_add_ps(_mm256_loadu_ps(out + 8 * half), r));
+    }
+}
+#else
+FF_INLINE void add_sums16(const F* v, float* out) {
+    for (int i = 0; i < 16; i++) out[i] += sum(v[i]);
+}
+#endif
 
 // Lanes 0..count-1 of p[lane * stride]; the rest repeats the last one.
 FF_INLINE F load_strided(const float* p, int64_t stride, int count) {

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <vector>
 
 #include "frame.h"
 
@@ -46,14 +48,41 @@ void radix_sort(Key* keys, Key* spare, int64_t n, int threads) {
     }
 }
 
-// Calls visit(tile) for the tiles whose pixel centres the ellipse may touch.
+struct Pair {
+    uint32_t tile, slot;
+};
+
+// Pairs in the order they were found, in blocks from the memory pool.
+class PairList {
+public:
+    static constexpr size_t kBlock = 1 << 16;
+    void add(uint32_t tile, uint32_t slot) {
+        if (used_ == kBlock) {
+            blocks_.emplace_back();
+            end_ = blocks_.back().get<Pair>(kBlock);
+            used_ = 0;
+        }
+        end_[used_++] = {tile, slot};
+    }
+    template <class Visit>
+    void for_each(Visit&& visit) const {
+        for (const Buffer& block : blocks_) {
+            const Pair* pairs = block.as<Pair>();
+            const size_t n = &block == &blocks_.back() ? used_ : kBlock;
+            for (size_t i = 0; i < n; i++) visit(pairs[i]);
+        }
+    }
+
+private:
+    std::deque<Buffer> blocks_;   // a deque never moves its elements
+    Pair* end_ = nullptr;
+    size_t used_ = kBlock;
+};
+
+// Calls visit(tile) for the tiles of a box whose pixel centres the ellipse may touch, row by row.
 template <class Visit>
-inline void for_each_tile(const Frame& f, const Record& r, Visit&& visit) {
-    const float reach = std::sqrt(r.width2 / r.bend) + 0.01f;   // half height of the ellipse
-    const float y_first = std::max(0.0f, std::ceil(r.my - reach - 0.5f));
-    const float y_last = std::min((float)f.cam.height - 1, std::floor(r.my + reach - 0.5f));
-    if (!(y_first <= y_last)) return;
-    for (int row = (int)y_first / kTile; row <= (int)y_last / kTile; row++) {
+inline void for_each_tile(const Frame& f, const Record& r, const TileBox& box, Visit&& visit) {
+    for (int row = box.first_row; row <= box.last_row; row++) {
         const float top = row * kTile + 0.49f - r.my, bottom = row * kTile + 15.51f - r.my;
         const float right_at = std::min(std::max(r.peak, top), bottom), left_at = std::min(std::max(-r.peak, top), bottom);
         const float right2 = r.width2 - r.bend * right_at * right_at, left2 = r.width2 - r.bend * left_at * left_at;
@@ -64,6 +93,33 @@ inline void for_each_tile(const Frame& f, const Record& r, Visit&& visit) {
         if (!(x_first <= x_last)) continue;
         const int64_t base = (int64_t)row * f.tiles_x;
         for (int col = (int)x_first / kTile; col <= (int)x_last / kTile; col++) visit(base + col);
+    }
+}
+
+// The tiles of sorted Gaussians [begin, end), counted per tile. A box one tile high or wide needs no closer look.
+void find_pairs(const Frame& f, int64_t begin, int64_t end, int64_t* counts, PairList& found) {
+    const uint32_t* order = f.order.as<uint32_t>();
+    const TileBox* boxes = f.boxes.as<TileBox>();
+    const Record* records = f.records.as<Record>();
+    constexpr int kFar = 32, kNear = 12;
+    for (int64_t i = begin; i < end; i++) {
+        if (i + kFar < end) __builtin_prefetch(boxes + order[i + kFar]);
+        if (i + kNear < end) {
+            const uint32_t next = order[i + kNear];
+            if (boxes[next].last_row > boxes[next].first_row && boxes[next].last_col > boxes[next].first_col)
+                __builtin_prefetch(records + next);
+        }
+        const uint32_t slot = order[i];
+        const TileBox box = boxes[slot];
+        auto take = [&](int64_t tile) {
+            counts[tile]++;
+            found.add((uint32_t)tile, slot);
+        };
+        if (box.last_row > box.first_row && box.last_col > box.first_col)
+            for_each_tile(f, records[slot], box, take);
+        else
+            for (int row = box.first_row; row <= box.last_row; row++)
+                for (int col = box.first_col; col <= box.last_col; col++) take((int64_t)row * f.tiles_x + col);
     }
 }
 
@@ -92,18 +148,14 @@ void bin_tiles(Frame& f, const Work& work) {
     f.tiles_y = (f.cam.height + kTile - 1) / kTile;
     const int64_t tiles = f.tiles();
     sort_by_depth(f, work);
-    const uint32_t* order = f.order.as<uint32_t>();
-    const Record* records = f.records.as<Record>();
     const int parts = f.visible < 4096 ? 1 : work.threads;
     Buffer memory;
     int64_t* histogram = memory.get<int64_t>((size_t)parts * tiles);
+    std::vector<PairList> found(parts);
     parallel_for(work.threads, parts, [&](int, int64_t p) {
         int64_t* h = histogram + p * tiles;
         std::fill(h, h + tiles, 0);
-        for (int64_t i = f.visible * p / parts, end = f.visible * (p + 1) / parts; i < end; i++) {
-            if (i + 16 < end) __builtin_prefetch(records + order[i + 16]);
-            for_each_tile(f, records[order[i]], [&](int64_t tile) { h[tile]++; });
-        }
+        find_pairs(f, f.visible * p / parts, f.visible * (p + 1) / parts, h, found[p]);
     });
     int64_t *starts = f.tile_starts.get<int64_t>(tiles + 1), *batches = f.batch_starts.get<int64_t>(tiles + 1);
     int64_t total = 0, batch_total = 0;
@@ -124,12 +176,8 @@ void bin_tiles(Frame& f, const Work& work) {
     f.final_t.get<float>(256 * tiles);
     f.stops.get<float>(256 * tiles);
     parallel_for(work.threads, parts, [&](int, int64_t p) {
-        int64_t* h = histogram + p * tiles;
-        for (int64_t i = f.visible * p / parts, end = f.visible * (p + 1) / parts; i < end; i++) {
-            if (i + 16 < end) __builtin_prefetch(records + order[i + 16]);
-            const uint32_t slot = order[i];
-            for_each_tile(f, records[slot], [&](int64_t tile) { entries[h[tile]++] = slot; });
-        }
+        int64_t* next = histogram + p * tiles;
+        found[p].for_each([&](const Pair& pair) { entries[next[pair.tile]++] = pair.slot; });
     });
 }
 
