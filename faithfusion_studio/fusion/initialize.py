@@ -19,18 +19,16 @@ from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.losses import SparseDepth
 from faithfusion_studio.gaussians import Gaussians, Provenance
-from faithfusion_studio.scene import (
-    Capture,
-    ConstantSky,
-    CubemapSky,
-    cubemap_lookup,
-    pixel_directions,
-)
+from faithfusion_studio.scene import Capture, CubemapSky, pixel_directions
 from faithfusion_studio.transforms import rgb_to_sh0
 
 
 class InitializationError(StudioError):
     """A capture that holds too little to start from."""
+
+
+SKY_BINS = 17
+"""Steps of the sine of the elevation at which the first sky is measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ def initial_gaussians(
     images = _thumbnails(capture)
     recorded = _recorded_points(capture)
     surfaces = _interpolated_surfaces(capture, recorded, images, generator, limit // 3)
-    road = _road_points(capture, recorded, images, generator)
+    road = _road_points(capture, images, generator)
     parts = [p for p in (recorded, surfaces, road) if len(p.xyz)]
     if not parts:
         raise InitializationError(
@@ -224,18 +222,19 @@ def _interpolated_surfaces(
     return Seeds(torch.cat(xyz), torch.cat(rgb))
 
 
-def camera_height(capture: Capture, points: Seeds) -> float | None:
+def camera_height(capture: Capture) -> float | None:
     """Height of the cameras above the road, m; None where the points show no ground.
 
     The mode of how far points near the path lie below the camera that passes them.
     """
-    if not len(points.xyz):
+    if capture.points is None or not len(capture.points.xyz):
         return None
+    xyz = capture.points.xyz
     egos = capture.trajectory.ego_to_worlds.to(torch.float32)
     inverse = torch.linalg.inv(egos)
     heights = []
     for index in range(0, len(egos), max(1, len(egos) // 30)):
-        local = points.xyz @ inverse[index, :3, :3].T + inverse[index, :3, 3]
+        local = xyz @ inverse[index, :3, :3].T + inverse[index, :3, 3]
         near = (local[:, 0] > 2) & (local[:, 0] < 18) & (local[:, 1].abs() < 4)
         heights.append(-local[near, 2])
     below = torch.cat(heights)
@@ -247,11 +246,9 @@ def camera_height(capture: Capture, points: Seeds) -> float | None:
     return float(below[(below - centre).abs() < 0.1].median())
 
 
-def _road_points(
-    capture: Capture, points: Seeds, images: list[Tensor], generator: np.random.Generator
-) -> Seeds:
+def _road_points(capture: Capture, images: list[Tensor], generator: np.random.Generator) -> Seeds:
     """Points on the road plane under the drive, coloured by the frame that sees them best."""
-    height = camera_height(capture, points)
+    height = camera_height(capture)
     if height is None:
         return Seeds(torch.zeros(0, 3), torch.zeros(0, 3))
     egos = capture.trajectory.ego_to_worlds.to(torch.float32)
@@ -286,26 +283,51 @@ def _road_points(
 
 
 def initial_sky(capture: Capture, resolution: int) -> CubemapSky:
-    """A cube map of the brightest-quarter colours seen above the horizon, the rest their mean."""
-    texels = 6 * resolution * resolution
-    total, count = torch.zeros(texels, 3), torch.zeros(texels)
+    """A sky that depends on the elevation only: the brightest quarter of what was recorded there.
+
+    Training then moves the directions that are really seen; those only seen from another lane, behind the
+    edge of a roof, keep a plausible colour.
+    """
+    up = capture.trajectory.ego_to_worlds[:, :3, 2].mean(0).to(torch.float32)
+    heights, colors = [], []
     for index in range(0, len(capture), max(1, len(capture) // 16)):
         camera = capture.frames[index].camera
         camera = camera.scaled(min(1.0, 160 / camera.width))
         image = capture.frames[index].image((camera.width, camera.height)).reshape(-1, 3)
-        directions = pixel_directions(camera).reshape(-1, 3)
-        up = capture.trajectory.ego_to_worlds[index, :3, 2].to(torch.float32)
-        above = directions @ up > 0.02
-        lookup, weight = cubemap_lookup(directions[above], resolution)
-        for corner in range(4):
-            total.index_add_(0, lookup[:, corner], image[above] * weight[:, corner, None])
-            count.index_add_(0, lookup[:, corner], weight[:, corner])
-    seen = count > 1e-3
-    mean = total[seen] / count[seen, None]
-    if not len(mean):
-        color = ConstantSky(torch.tensor([0.6, 0.7, 0.8])).color
-    else:
-        color = mean[mean.sum(1).argsort(descending=True)[: max(1, len(mean) // 4)]].mean(0)
-    result = color.expand(texels, 3).clone()
-    result[seen] = mean
-    return CubemapSky(result.reshape(6, resolution, resolution, 3).contiguous())
+        height = pixel_directions(camera).reshape(-1, 3) @ up
+        heights.append(height[height > 0])
+        colors.append(image[height > 0])
+    by_height = _bright_by_height(torch.cat(heights), torch.cat(colors))
+    position = (texel_directions(resolution) @ up).clamp(0, 1) * (SKY_BINS - 1)
+    low = position.long().clamp(max=SKY_BINS - 2)
+    share = (position - low)[..., None]
+    return CubemapSky(torch.lerp(by_height[low], by_height[low + 1], share).contiguous())
+
+
+def _bright_by_height(heights: Tensor, colors: Tensor) -> Float32[Tensor, "B 3"]:
+    """Mean colour of the brightest quarter at each height (sine of the elevation); gaps take a neighbour's."""
+    result = torch.full((SKY_BINS, 3), torch.nan)
+    bins = (heights * (SKY_BINS - 1)).round().long()
+    for index in range(SKY_BINS):
+        found = colors[bins == index]
+        if len(found) >= 50:
+            brightest = found.sum(1).topk(len(found) // 4).indices
+            result[index] = found[brightest].mean(0)
+    known = torch.isfinite(result[:, 0]).nonzero().squeeze(1)
+    if not len(known):
+        return torch.tensor([0.6, 0.7, 0.8]).repeat(SKY_BINS, 1)
+    nearest = (torch.arange(SKY_BINS)[:, None] - known).abs().argmin(1)
+    return result[known[nearest]]
+
+
+def texel_directions(resolution: int) -> Float32[Tensor, "6 R R 3"]:
+    """Unit world directions of the texel centres of a `CubemapSky`."""
+    at = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    second, first = torch.meshgrid(at, at, indexing="ij")
+    result = torch.empty(6, resolution, resolution, 3)
+    for face in range(6):
+        axis = face // 2
+        result[face, ..., axis] = 1.0 if face % 2 == 0 else -1.0
+        result[face, ..., (axis + 1) % 3] = first
+        result[face, ..., (axis + 2) % 3] = second
+    return torch.nn.functional.normalize(result, dim=-1)

@@ -16,6 +16,7 @@ from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.losses import (
     TrainingView,
     depth_loss,
+    ground_loss,
     image_loss,
     shape_loss,
     sky_loss,
@@ -149,6 +150,8 @@ class Learner:
         loss = image_loss(rgb, view.image, view.weight, self.weights)
         if view.depth is not None and self.weights.depth > 0:
             loss = loss + self.weights.depth * depth_loss(depth, alpha, view.depth)
+        if view.ground is not None and self.weights.ground > 0:
+            loss = loss + self.weights.ground * ground_loss(depth, alpha, view.ground)
         if self._sky is not None and self.weights.sky > 0:
             sky = cubemap_image(self._sky.detach(), view.camera)
             above = above_horizon(view.camera, self._up)

@@ -35,6 +35,8 @@ class TrainingView:
     """Row of the exposure table, -1 for a view rendered without correction."""
     depth: SparseDepth | None = None
     """Recorded points seen in the view."""
+    ground: Float32[Tensor, "H W"] | None = None
+    """Depth of the road plane along each pixel, m along z; 0 off the road."""
     source: str = "recorded"
     """"recorded" or "repaired"."""
 
@@ -123,6 +125,25 @@ def depth_loss(
     error = (found - known.depths).abs() / known.depths
     counts = (alpha.detach().reshape(-1)[known.pixels] > 0.5) & (error.detach() < 0.2)
     return (error * counts).sum() / counts.sum().clamp(min=1)
+
+
+ROAD_BAND = 0.06
+"""Relative depth within which a pixel is taken to show the road; a kerb is twice as far off."""
+
+
+def ground_loss(
+    depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"], ground: Float[Tensor, "H W"]
+) -> Float[Tensor, ""]:
+    """Mean over the image of the relative distance to the road plane, for pixels that lie close to it.
+
+    Args:
+        depth: Expected depth, m along z.
+        alpha: Opacity; pixels below one half say nothing about depth.
+        ground: Depth of the plane; 0 off the road.
+    """
+    error = (depth - ground).abs() / ground.clamp(min=1e-3)
+    counts = (ground > 0) & (alpha.detach() > 0.5) & (error.detach() < ROAD_BAND)
+    return (error * counts).mean()
 
 
 SKY_MATCH = 0.06

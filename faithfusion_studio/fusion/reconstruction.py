@@ -14,7 +14,13 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.densify import GradientDensify, initial_state
-from faithfusion_studio.fusion.initialize import initial_gaussians, initial_sky, visible_points
+from faithfusion_studio.fusion.ground import fit_ground
+from faithfusion_studio.fusion.initialize import (
+    camera_height,
+    initial_gaussians,
+    initial_sky,
+    visible_points,
+)
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import TrainingView
 from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
@@ -57,6 +63,7 @@ class Reconstruction:
         self._generator = torch.Generator().manual_seed(config.seed)
         self._images: dict[tuple[int, float], tuple[Camera, UInt8[Tensor, "H W 3"]]] = {}
         self._steps_done, self._seconds = 0, 0.0
+        self._ground = fit_ground(capture, camera_height(capture))
         self._learner, self._densify = self._prepare()
         self._state = initial_state(len(self._learner.parameters))
 
@@ -91,7 +98,8 @@ class Reconstruction:
         image = pixels.to(torch.float32) / 255
         points = self.capture.points
         depth = None if points is None else visible_points(points.xyz, camera)
-        return TrainingView(camera, image, exposure_index=index, depth=depth)
+        ground = None if self._ground is None else self._ground.depth(index, camera)
+        return TrainingView(camera, image, exposure_index=index, depth=depth, ground=ground)
 
     def run(self) -> Iterator[Progress]:
         """Train; stop consuming to stop early, whatever was learned stays in `scene()`."""

@@ -65,6 +65,8 @@ class LossWeights:
     """Opacity before a sky that already explains the pixel; raising it keeps splats out of the sky."""
     depth: float = 0.1
     """Relative depth error at recorded points."""
+    ground: float = 1.0
+    """Relative distance to the fitted road plane, of pixels close to it."""
 
 
 @dataclass(frozen=True)

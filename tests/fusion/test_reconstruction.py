@@ -1,23 +1,26 @@
 """Reconstruction: it learns, honours its limits, repeats itself, and says what it held out."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from fusion.worlds import tiny_capture, without_points
 
+from faithfusion_studio.fusion.ground import fit_ground
 from faithfusion_studio.fusion.initialize import (
     InitializationError,
-    Seeds,
     camera_height,
     initial_gaussians,
     initial_sky,
+    texel_directions,
     visible_points,
 )
 from faithfusion_studio.fusion.reconstruction import Reconstruction
 from faithfusion_studio.fusion.schedule import ReconstructionConfig
 from faithfusion_studio.io import load_scene, save_scene
 from faithfusion_studio.render.cpu import deterministic, thread_limit
+from faithfusion_studio.scene import CubemapSky, PointCloud
 
 SMALL = ReconstructionConfig(
     steps=120, scale=1.0, holdout_every=6, max_gaussians=2500, sky_resolution=8
@@ -107,7 +110,8 @@ def test_the_camera_height_is_found_from_points_on_the_road(capture):
     )
     clutter = torch.rand(500, 3, generator=g) * torch.tensor([25.0, 7.0, 3.0])
     xyz = torch.cat([road, clutter])
-    assert camera_height(capture, Seeds(xyz, xyz)) == pytest.approx(1.6, abs=0.05)
+    cloud = PointCloud(xyz, torch.zeros(len(xyz), 3, dtype=torch.uint8))
+    assert camera_height(replace(capture, points=cloud)) == pytest.approx(1.6, abs=0.05)
 
 
 def test_visible_points_keep_the_nearest_of_a_cell(capture):
@@ -123,3 +127,24 @@ def test_the_first_sky_shows_recorded_colours(capture):
     assert sky.texels.shape == (6, 8, 8, 3)
     up = sky.radiance(torch.tensor([[0.95, 0.0, 0.31]]))[0]
     assert torch.allclose(up, torch.tensor([0.6, 0.75, 0.95]), atol=0.2)
+
+
+def test_texel_directions_read_back_their_own_texel():
+    texels = torch.rand(6, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(CubemapSky(texels).radiance(texel_directions(4)), texels, atol=1e-5)
+
+
+def test_the_road_plane_is_fitted_and_its_depth_hits_the_road(capture):
+    g = torch.Generator().manual_seed(0)
+    xy = torch.rand(4000, 2, generator=g) * torch.tensor([40.0, 10.0]) - torch.tensor([0.0, 5.0])
+    z = 0.03 * xy[:, :1] + 0.01 * torch.randn(4000, 1, generator=g)
+    clutter = torch.rand(800, 3, generator=g) * torch.tensor([40.0, 10.0, 4.0])
+    xyz = torch.cat([torch.cat([xy, z], 1), clutter])
+    cloud = PointCloud(xyz, torch.zeros(len(xyz), 3, dtype=torch.uint8))
+    ground = fit_ground(replace(capture, points=cloud), 1.6)
+    camera = capture.frames[0].camera
+    depth = ground.depth(0, camera)
+    row, column = 40, 40
+    ray = (row + 0.5 - 24) / 60  # downwards per metre ahead
+    assert float(depth[row, column]) == pytest.approx(1.6 / (ray + 0.03), rel=0.03)
+    assert not bool((depth[:20] > 0).any())
