@@ -322,12 +322,12 @@ class _Encoder:
 
     def finish(self) -> None:
         """Write what the encoder still holds, and flush it to disk."""
-        import av
+        from av.error import FFmpegError
 
         try:
             self._container.mux(self._stream.encode())
             self._container.close()
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             if isinstance(error, OSError):
                 raise
             raise OSError(errno.EIO, "the encoder could not finish the file") from error
@@ -337,9 +337,9 @@ class _Encoder:
 
     def discard(self) -> None:
         """Release everything; a `.part` that was not renamed disappears."""
-        import av
+        from av.error import FFmpegError
 
-        with suppress(OSError, ValueError, av.FFmpegError):
+        with suppress(OSError, ValueError, FFmpegError):
             self._container.close()
         with suppress(OSError, ValueError):
             self._file.close()

@@ -133,8 +133,9 @@ def select_frames(capture: Capture, cameras: str | None, every: int) -> Capture:
 def _stage(args: a.Repair | a.Fuse, scene: Scene, **more: Any) -> Stage:
     if not 0 <= args.threshold <= 1:
         raise CommandLineError(f"--threshold: found {args.threshold:g}; expected 0 to 1.")
+    segment = parse_range(args.segment, len(scene.trajectory))
     return Stage(
-        segment=tuple(parse_range(args.segment, len(scene.trajectory))),
+        segment=(segment.start, segment.stop),
         lateral_offset=finite("--offset", args.offset),
         engine=args.engine,
         eig_threshold=args.threshold,
