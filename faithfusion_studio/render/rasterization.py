@@ -20,6 +20,7 @@ from faithfusion_studio.errors import StudioError
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 RasterizeMode = Literal["classic", "antialiased"]
 MAX_SH_DEGREE = 3
+MAX_SIDE = 32768
 
 
 class BackendError(StudioError):
@@ -220,7 +221,11 @@ def rasterization(
         shapes["backgrounds"] = (cameras, channels)
     _check_tensors(tensors, shapes)
     _require(cameras > 0, "no camera", "at least one viewmat")
-    _require(width > 0 and height > 0, f"an image of {width}x{height}", "at least one pixel")
+    _require(
+        0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE,
+        f"an image of {width}x{height}",
+        f"sides of 1 to {MAX_SIDE} pixels",
+    )
     _require(
         render_mode in get_args(RenderMode),
         f"render_mode {render_mode!r}",

@@ -261,6 +261,7 @@ def test_backward_may_run_twice_over_one_forward() -> None:
         ({"viewmats": torch.zeros(0, 4, 4), "Ks": torch.zeros(0, 3, 3)}, "no camera"),
         ({"backgrounds": torch.zeros(1, 4)}, "backgrounds of shape"),
         ({"width": 0}, "0x30"),
+        ({"height": 40000}, "40x40000"),
         ({"sh_degree": 4}, "sh_degree 4"),
     ],
 )
@@ -269,6 +270,45 @@ def test_tensors_that_do_not_fit_are_refused_in_one_sentence(changes: dict, word
     with pytest.raises(BackendError, match=words) as caught:
         rasterization(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_tensors_on_a_device_without_backend_are_refused() -> None:
+    arguments = {k: v.to("meta") for k, v in street(3).items()}
+    view = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in camera(40, 30).items()}
+    with pytest.raises(BackendError, match="tensors are on meta"):
+        rasterization(**arguments, **view, sh_degree=1)
+
+
+def test_the_information_kernels_refuse_what_does_not_fit() -> None:
+    scene, view = street(50), camera(40, 30)
+    _, _, depth_only = rasterization(**scene, **view, sh_degree=1, render_mode="D")
+    with pytest.raises(BackendError, match="no three colour channels"):
+        accumulate_information(depth_only, torch.ones(1, 30, 40))
+    _, _, meta = rasterization(**scene, **view, sh_degree=1)
+    with pytest.raises(BackendError, match=r"pixel_weight of shape \(1, 40, 30\)"):
+        accumulate_information(meta, torch.ones(1, 40, 30))
+    with pytest.raises(BackendError, match=r"covariances of shape \(1, 49, 45\)"):
+        evaluate_information(meta, torch.ones(1, 49, 45))
+
+
+def test_a_forked_child_can_still_render(run_python) -> None:
+    code = (
+        RENDER_ELSEWHERE.format(first="", second="").split("for _")[0]
+        + """
+import os
+from faithfusion_studio.render import thread_limit
+def render():
+    with torch.no_grad(), thread_limit(2):
+        return rasterization(*tensors, torch.eye(4)[None], K[None], 101, 61, sh_degree=2)[0]
+expected = render()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if torch.equal(render(), expected) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    )
+    done = run_python("-W", "ignore", "-c", code, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones(run_python) -> None:

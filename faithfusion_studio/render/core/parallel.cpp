@@ -3,9 +3,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -81,9 +83,17 @@ struct Job {
     std::atomic<int64_t> next{0};
     int joined = 0, running = 0;   // guarded by Team::mutex
     std::condition_variable done;
+    std::mutex failure_mutex;
+    std::exception_ptr failure;   // the first one, such as no memory; thrown again in the calling thread
 
     void work(int worker) {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, worker, i);
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, worker, i);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(failure_mutex);
+            if (!failure) failure = std::current_exception();
+            next.store(count);
+        }
     }
 };
 
@@ -99,9 +109,10 @@ public:
     void run(Job& job) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (helpers_ < job.helpers_wanted) {
-                std::thread([this] { help(); }).detach();
-                helpers_++;
+            try {
+                for (; helpers_ < job.helpers_wanted; helpers_++) std::thread([this] { help(); }).detach();
+            } catch (const std::system_error&) {
+                job.helpers_wanted = helpers_;   // the process may not have more threads: those it has will do
             }
             jobs_.push_back(&job);
         }
@@ -110,6 +121,7 @@ public:
         std::unique_lock<std::mutex> lock(mutex_);
         jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
         job.done.wait(lock, [&] { return job.running == 0; });
+        if (job.failure) std::rethrow_exception(job.failure);
     }
 
 private:
