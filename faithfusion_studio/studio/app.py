@@ -9,6 +9,7 @@ import warnings
 import webbrowser
 from typing import Any
 
+import numpy as np
 import viser
 
 from faithfusion_studio.errors import StudioError
@@ -148,6 +149,9 @@ def _require_bindable(host: str, port: int) -> None:
 def _set_initial_camera(server: viser.ViserServer, scene: Scene) -> None:
     """New pages, and viser's reset button, start on the first recorded camera, not at the origin."""
     if scene.capture is None or not scene.capture.trajectory.cameras:
+        position, look_at = overview(scene)
+        server.initial_camera.position = position
+        server.initial_camera.look_at = look_at
         return
     camera = scene.capture.trajectory.cameras[0]
     pose = camera.camtoworld.numpy()
@@ -155,3 +159,16 @@ def _set_initial_camera(server: viser.ViserServer, scene: Scene) -> None:
     server.initial_camera.look_at = pose[:3, 3] + LOOK_DISTANCE * pose[:3, 2]
     server.initial_camera.up = -pose[:3, 1]
     server.initial_camera.fov = pose_of(camera, (camera.width, camera.height)).fov
+
+
+def overview(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Position and target, m, from which most of a scene without a recording is seen.
+
+    Half of the Gaussians, the middle ones along each axis, decide: a few far ones do not.
+    """
+    means = scene.background.means.detach().cpu().numpy()
+    if len(means) == 0:
+        return np.array([-3.0, 0.0, 1.0]), np.zeros(3)
+    low, middle, high = np.percentile(means, (25, 50, 75), axis=0)
+    size = max(float(np.linalg.norm(high - low)), 0.5)
+    return middle + size * np.array([-1.0, 0.0, 0.35]), middle

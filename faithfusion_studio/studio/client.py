@@ -14,7 +14,7 @@ from typing import Any
 
 import viser
 
-from faithfusion_studio.cameras import Segment, Trajectory
+from faithfusion_studio.cameras import Camera, Segment, Trajectory
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.keys import keys, register
@@ -37,6 +37,8 @@ UPDATE_INTERVAL = 0.1
 VISER_START = (3.0, 3.0, 3.0)
 """Where viser's page stands until it has heard of our first camera."""
 FIRST_POSE_SECONDS = 2.0
+REST_SECONDS = 0.3
+"""A new page's camera stands where it was asked to once it has not moved for so long."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class ClientStudio:
         self._updates: list[Callable[[Any], None]] = []
         self._errors_seen = session.state.error_id
         self._notices_seen = session.state.notice_id
-        self._last_place: tuple[int, float, float, bool] | None = None
+        self._moving = threading.RLock()
+        self._place: tuple[int, float, float, bool] | None = None
         self._unsubscribe = session.subscribe(lambda _state: self._news.set())
         self._thread = threading.Thread(target=self._watch, name="panels", daemon=True)
 
@@ -75,7 +78,7 @@ class ClientStudio:
         self.view.subscribe(self._follow)
         self.view.subscribe(lambda _state: self._news.set())
         self._follow(self.view.get())
-        self._client.camera.on_update(lambda _camera: self._camera_moved())
+        self._client.camera.on_update(self._on_camera)
         self._camera_moved()
         self.viewport.start()
         self.player.start()
@@ -141,16 +144,28 @@ class ClientStudio:
         camera = self.follower.camera(0, 0.0)
         if camera is None:
             return
-        deadline = time.monotonic() + FIRST_POSE_SECONDS
-        pose = self.window.pose()
-        while (pose is None or _is_viser_start(pose)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-            pose = self.window.pose()
-        near = pose is not None and math.dist(pose.position, camera.position.tolist()) < 1e-2
-        if pose is None or near or _is_viser_start(pose):
+        asked_for = self._first_pose(camera)
+        if asked_for is None:
             self.follower.go(0, 0.0, 1.0)
         else:
             self.view.set(follow=False)
+
+    def _first_pose(self, start: Camera) -> ClientPose | None:
+        """The pose the address asked for, once the page has come to rest; None if it is `start`."""
+        deadline = time.monotonic() + FIRST_POSE_SECONDS
+        place, since = start.position.tolist(), time.monotonic()
+        last = self.window.pose()
+        while time.monotonic() < deadline:
+            pose = self.window.pose()
+            if pose is not None and math.dist(pose.position, place) < 1e-2:
+                return None
+            if pose != last:
+                last, since = pose, time.monotonic()
+            rested = time.monotonic() - since > REST_SECONDS
+            if rested and pose is not None and not _is_viser_start(pose):
+                return pose
+            time.sleep(0.02)
+        return None
 
     def _snap(self, frame: int) -> None:
         self.view.set(frame=frame, offset=0.0, follow=True, playing=False)
@@ -159,20 +174,31 @@ class ClientStudio:
         """Move the browser's camera when the place on the path changed."""
         shown = self.follower.path(state.offset)
         place = (state.frame, state.offset, state.fov_scale, state.follow)
-        if place != self._last_place:
-            moved = self._last_place is not None
-            self._last_place = place
-            if moved and state.follow:
-                self.follower.go(state.frame, state.offset, state.fov_scale)
+        with self._moving:
+            if place != self._place:
+                moved = self._place is not None
+                self._place = place
+                if moved and state.follow:
+                    self.follower.go(state.frame, state.offset, state.fov_scale)
         self.graph.update(state, shown)
+
+    def _on_camera(self, _camera: Any) -> None:
+        with reported(self.view):
+            self._camera_moved()
 
     def _camera_moved(self) -> None:
         state = self.view.get()
-        on_path = self.follower.is_on_path(state.frame, state.offset)
-        if on_path and not self.follower.fits_canvas(state.frame, state.offset, state.fov_scale):
-            self.follower.go(state.frame, state.offset, state.fov_scale)
-        if state.follow != on_path and self.view.num_frames > 0:
-            self._last_place = (state.frame, state.offset, state.fov_scale, on_path)
+        with self._moving:
+            if self._place is None or self._place[:2] != (state.frame, state.offset):
+                return  # we are about to move the camera ourselves
+            on_path = self.follower.is_on_path(state.frame, state.offset)
+            fits = self.follower.fits_canvas(state.frame, state.offset, state.fov_scale)
+            if on_path and not fits:
+                self.follower.go(state.frame, state.offset, state.fov_scale)
+            changed = state.follow != on_path and self.view.num_frames > 0
+            if changed:
+                self._place = (state.frame, state.offset, state.fov_scale, on_path)
+        if changed:
             self.view.set(follow=on_path, playing=state.playing and on_path)
         self.viewport.wake()
 

@@ -21,6 +21,7 @@ from faithfusion_studio.studio.view_state import EIG_LAYERS, ViewState
 NO_FISHER = (
     'EIG needs the evidence of the recorded views: press "Measure the evidence" in the tab Look.'
 )
+NO_RECORDING = "EIG needs recorded views, and this scene came without a recording."
 NO_BEFORE = "There is no fusion to compare with yet: the scene is as it was opened."
 
 
@@ -77,7 +78,8 @@ def _side(
     if source in ("photo", "repaired", "confidence"):
         return _still(source, state, layers, stills)
     if layers.scene.fisher is None and (source in EIG_LAYERS or state.tint):
-        problem, source = NO_FISHER, "rgb" if source in EIG_LAYERS else source
+        problem = NO_RECORDING if layers.scene.capture is None else NO_FISHER
+        source = "rgb" if source in EIG_LAYERS else source
         return Picture(layers.image(source, state), problem)
     image = layers.image(source, state)
     if state.tint:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 DEPTH_RANGE = (1.0, 100.0)
 """Ends of the logarithmic depth scale, m."""
+NATS_KNEE = 0.05
+"""The scale of EIG is linear below this and logarithmic above, nats."""
 PALETTES = {"depth": "turbo", "alpha": "gray", "eig": "inferno", "calibrated": "inferno"}
 UCR_COLOR = (0.95, 0.16, 0.16)
 BAND_COLOR = (1.0, 0.72, 0.10)
@@ -95,7 +97,8 @@ class ViewLayers:
         return makers.get(layer, lambda: self.rgb)()
 
     def _nats(self) -> Float32[Tensor, "H W 3"]:
-        values = torch.log1p(self.eig.eig) / math.log1p(max(self.eig_max, 1e-6))
+        end = math.log1p(max(self.eig_max, 1e-6) / NATS_KNEE)
+        values = torch.log1p(self.eig.eig / NATS_KNEE) / end
         return colorize(values, table(PALETTES["eig"]))
 
     def _depth(self) -> Float32[Tensor, "H W 3"]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import html
 import math
 
-from faithfusion_studio.studio.layers import DEPTH_RANGE, HISTOGRAM_BINS, PALETTES, table
+from faithfusion_studio.studio.layers import (
+    DEPTH_RANGE,
+    HISTOGRAM_BINS,
+    NATS_KNEE,
+    PALETTES,
+    table,
+)
 from faithfusion_studio.studio.view_state import SOURCES, Measurement, ViewState
 
 MEANINGS = {
@@ -57,8 +63,9 @@ def _ticks(scale: str, eig_max: float) -> list[tuple[float, str]]:
         return [(math.log(v / near) / math.log(far / near), f"{v} m") for v in values]
     if scale == "eig":
         end = max(eig_max, 1e-6)
-        values = [end * share for share in (0.0, 0.1, 0.4, 1.0)]
-        return [(math.log1p(v) / math.log1p(end), f"{v:.3g}") for v in values]
+        values = [v for v in (0.0, 0.1, 0.5, 2.0) if v < 0.7 * end] + [end]
+        whole = math.log1p(end / NATS_KNEE)
+        return [(math.log1p(v / NATS_KNEE) / whole, f"{v:.2g}") for v in values]
     return [(v / 4, f"{v / 4:g}") for v in range(5)]
 
 
@@ -73,6 +80,8 @@ def legend(state: ViewState, measurement: Measurement) -> str:
         lines.append(_note(measurement.problem, "#ffb454"))
     if measurement.probe:
         lines.append(_note(measurement.probe, "#ffffff"))
+    elif any(lines[1:]) and not measurement.problem:
+        lines.append(_note("Shift+click: value at a pixel", "#9aa4b5"))
     return f'<div style="{_CARD}">{"".join(lines)}</div>'
 
 

@@ -191,7 +191,15 @@ class View:
             self._state = state
             subscribers = tuple(self._subscribers)
         for call in subscribers:
-            call(state)
+            self._tell(call, state)
+
+    def _tell(self, call: Callable[[Any], None], news: Any) -> None:
+        """One listener that fails must not keep the others, or the setter, from going on."""
+        try:
+            call(news)
+        except CALLBACK_ERRORS as error:
+            _log.exception("a listener of the view failed")
+            self.notify("A panel could not be updated", describe(error), error=True)
 
     def _clamped(self, changes: dict[str, Any]) -> dict[str, Any]:
         last = max(self.num_frames - 1, 0)
@@ -227,7 +235,7 @@ class View:
             self._measurement = measurement
             calls = tuple(self._measured)
         for call in calls:
-            call(measurement)
+            self._tell(call, measurement)
 
     def on_measured(self, call: Callable[[Measurement], None]) -> Callable[[], None]:
         """Call back with each new measurement; returns the function that ends it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import viser
@@ -13,8 +15,10 @@ from jaxtyping import UInt8
 from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.studio.lens import ClientPose, pose_of
 
-SETTLE_SECONDS = 0.6
-"""Camera messages this long after a move of ours may still be from before it."""
+ECHO_SECONDS = 1.5
+"""So long after a move of ours the browser may still report the poses we sent it."""
+SETTLE_SECONDS = 0.25
+"""So long after a move of ours other poses are taken for states on the way."""
 LOOK_DISTANCE = 8.0
 """Distance of the point the mouse orbits around, m."""
 
@@ -25,7 +29,7 @@ class ClientWindow:
     def __init__(self, client: viser.ClientHandle) -> None:
         self.client = client
         self._lock = threading.Lock()
-        self._pending: tuple[ClientPose, float] | None = None
+        self._sent: deque[tuple[ClientPose, float]] = deque(maxlen=64)
         self._time: Callable[[], float] = lambda: 0.0
 
     def set_clock(self, time_of_frame: Callable[[], float]) -> None:
@@ -44,15 +48,18 @@ class ClientWindow:
             reported = self._reported()
         except AssertionError:  # viser: no camera message yet
             return None
+        now = time.monotonic()
         with self._lock:
-            if self._pending is None:
+            while self._sent and now - self._sent[0][1] > ECHO_SECONDS:
+                self._sent.popleft()
+            if not self._sent:
                 return reported
-            target, since = self._pending
-            if reported.resembles(target) or time.monotonic() - since > SETTLE_SECONDS:
-                self._pending = None
+            target, since = self._sent[-1]
+            echo = any(reported.stands_like(pose) for pose, _ in self._sent)
+            if not echo and now - since > SETTLE_SECONDS:
+                self._sent.clear()
                 return reported
-            width, height = self.canvas
-            return ClientPose(target.position, target.wxyz, target.fov, width, height)
+        return replace(target, width=reported.width, height=reported.height)
 
     def _reported(self) -> ClientPose:
         camera = self.client.camera
@@ -66,7 +73,7 @@ class ClientWindow:
         target = pose_of(camera, self.canvas, fov_scale)
         pose = camera.camtoworld.numpy()
         with self._lock:
-            self._pending = (target, time.monotonic())
+            self._sent.append((target, time.monotonic()))
         handle = self.client.camera
         with self.client.atomic():
             handle.up_direction = _safe_up(handle.look_at - handle.position, -pose[:3, 1])

@@ -75,3 +75,16 @@ def test_tint_and_eig_layers_need_an_eig_pass(view):
     assert not view.get().needs_eig
     view.set(tint=True)
     assert view.get().needs_eig
+
+
+def test_a_listener_that_fails_neither_stops_the_others_nor_the_setter(view, window):
+    heard = []
+
+    def fail(_state):
+        raise KeyError("gone")
+
+    view.subscribe(fail)
+    view.subscribe(heard.append)
+    view.set(offset=1.0)
+    assert len(heard) == 1
+    assert len(window.messages) == 1

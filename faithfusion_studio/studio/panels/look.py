@@ -55,16 +55,11 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
         visible=False,
         hint="EIG needs the Fisher information of the recorded views; this sums it.",
     )
-    more = gui.add_folder("More", expand_by_default=False)
-    with more:
+    with gui.add_folder("More", expand_by_default=False):
         update_more = _add_more(gui, view)
-
     _bind(view, layer, compare, compare_with, wipe, tint, threshold)
 
-    @evidence.on_click
-    @view.guarded
-    def _(_event: Any) -> None:
-        session.submit(ComputeFisher())
+    evidence.on_click(view.guarded(lambda _event: session.submit(ComputeFisher())))
 
     def show_view(state: ViewState) -> None:
         if state.layer in LAYERS:
@@ -80,6 +75,8 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
         update_more(state)
 
     def show_numbers(measurement: Measurement) -> None:
+        if not session.state.fisher_ready:
+            return
         state = view.get()
         _content(histogram, histogram_svg(state, measurement))
         _content(numbers, _note(shares(state, measurement)))

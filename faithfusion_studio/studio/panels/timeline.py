@@ -26,8 +26,10 @@ def add_timeline_panel(
     state, last = view.get(), max(view.num_frames - 1, 1)
     recorded = view.num_frames > 0
     caption = gui.add_html(_caption(state, view, session.state))
-    transport = gui.add_button_group("Drive", (FIRST, BACK, PLAY, ON, LAST, PATH, LANE))
-    frame = gui.add_slider("Frame", 0, last, 1, state.frame, disabled=not recorded)
+    transport = gui.add_button_group(
+        "Drive", (FIRST, BACK, PLAY, ON, LAST, PATH, LANE), visible=recorded
+    )
+    frame = gui.add_slider("Frame", 0, last, 1, state.frame, visible=recorded)
     segment = gui.add_multi_slider(
         "Segment",
         0,
@@ -35,7 +37,7 @@ def add_timeline_panel(
         1,
         tuple(state.segment),
         min_range=1,
-        disabled=not recorded,
+        visible=recorded,
         hint="First frame, and the frame after the last, of what is repaired, fused and exported.",
     )
     offset = gui.add_slider(
@@ -45,7 +47,7 @@ def add_timeline_panel(
         0.05,
         state.offset,
         marks=tuple((float(m), f"{m:+d} m" if m else "recorded lane") for m in range(-6, 7, 3)),
-        disabled=not recorded,
+        visible=recorded,
         hint="Metres to the left (+) or right (-) of the recorded lane. Keys [ ] { }.",
     )
     photo = gui.add_html("")
