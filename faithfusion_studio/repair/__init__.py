@@ -18,11 +18,32 @@ _HOMES = {
     "repair_batch": "base",
     "repair_frames": "base",
     "GateConfig": "gate",
+    "anchor_depth": "depth_repair",
     "ReprojectionConfig": "reprojection",
     "ReprojectionRepairer": "reprojection",
     "select_references": "reprojection",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "FrameRepair",
+    "GateConfig",
+    "PixelProvenance",
+    "REPAIRERS",
+    "Reference",
+    "RepairBatch",
+    "RepairBudget",
+    "RepairError",
+    "RepairResult",
+    "Repairer",
+    "RepairerInfo",
+    "ReprojectionConfig",
+    "ReprojectionRepairer",
+    "WarpFeatures",
+    "anchor_depth",
+    "create_repairer",
+    "repair_batch",
+    "repair_frames",
+    "select_references",
+]
 
 
 def __getattr__(name: str) -> Any:

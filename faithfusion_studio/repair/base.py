@@ -65,11 +65,12 @@ class RepairBudget:
 class Reference:
     """A recorded image with the depth the scene has at its pose."""
 
-    image: Float32[Tensor, "h w 3"]
-    """Recorded colours in [0, 1]."""
+    image: Float32[Tensor, "hi wi 3"]
+    """Recorded colours in [0, 1]; may be finer than the depth (sharper repairs)."""
     depth: Float32[Tensor, "h w"]
     """Metres along z at the recorded pose, rendered or measured; 0 where nothing is (sky)."""
     camera: Camera
+    """Of the size of `depth`."""
     alpha: Float32[Tensor, "h w"] | None = None
     """Opacity that belongs to `depth`; None where depth > 0 says it all."""
     dynamic_mask: Bool[Tensor, "h w"] | None = None

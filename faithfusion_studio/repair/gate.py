@@ -14,7 +14,7 @@ from torch.nn import functional
 class GateConfig:
     """How a repaired frame is blended into its render."""
 
-    ramp: float = 0.1
+    ramp: float = 0.05
     """Calibrated EIG over which the repair fades in above the threshold; larger is softer."""
     match_cell: int = 16
     """Cell of the colour match, pixels; larger corrects only slower changes of colour."""

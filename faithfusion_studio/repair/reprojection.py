@@ -24,14 +24,16 @@ from faithfusion_studio.repair.base import (
     RepairerInfo,
     WarpFeatures,
 )
+from faithfusion_studio.repair.depth_repair import smooth_planes
 from faithfusion_studio.repair.warping import (
     SKY_DEPTH,
+    Projected,
     close_cracks,
     depth_edges,
     fill_gaps,
     reproject,
     sample,
-    splat_nearest,
+    splat_mean,
 )
 
 SPREAD = (-0.7, 0.3, -1.6, 1.0, -3.0, 1.8, -2.2, -1.1, -4.5, 3.0)
@@ -48,6 +50,14 @@ class ReprojectionConfig:
     """Every how many rows and columns of the recorded depth are splatted."""
     longest_gap: int = 12
     """Gaps of the splat up to this many pixels are interpolated; longer ones take the render."""
+    surface_band: float = 0.12
+    """Splats this far (relative) behind the nearest one are the same surface and are averaged."""
+    reference_window: float = 0.0125
+    """Half the window in which recorded depth is smoothed, share of the image width."""
+    consensus_window: float = 0.03
+    """The same for the consensus depth."""
+    depth_noise: float = 0.03
+    """Relative ripple of depth that smoothing removes; larger flattens more."""
     edge_tolerance: float = 0.05
     """Relative second difference of inverse depth above which a pixel may mix two surfaces."""
     depth_tolerance: float = 0.06
@@ -60,6 +70,8 @@ class ReprojectionConfig:
     """Squared colour distance from the first mean at which a weight has fallen to 1/e."""
     covered_weight: float = 0.3
     """Summed weight above which a pixel counts as seen."""
+    fade_variance: float = 0.005
+    """Colour variance among references at which the repair has faded to 1/e of itself."""
     sharpness: float = 4.0
     """Exponent on the weights; above 1 the best reference dominates and textures stay sharp."""
 
@@ -68,8 +80,9 @@ class Prepared(NamedTuple):
     """A reference ready for lookups."""
 
     camera: Camera
-    channels: Float32[Tensor, "5 h w"]
-    """Colour 3, inverse depth 1/m, usable 0..1."""
+    colors: Float32[Tensor, "3 hi wi"]
+    geometry: Float32[Tensor, "3 h w"]
+    """Inverse depth 1/m, usable 0..1, still 0..1."""
     depth: Float32[Tensor, "h w"]
     """Metres along z; sky at `SKY_DEPTH`."""
     still: Tensor
@@ -115,13 +128,12 @@ class ReprojectionRepairer:
             yield self._frame(batch.renders[t], features)
 
     def _frame(self, render: Tensor, features: WarpFeatures) -> FrameRepair:
-        """Fused colours where something was seen, else the render."""
+        """Fused colours as far as the references agree about them, else the render."""
         config = self.config
         seen = features.weight > config.covered_weight
-        fade = (features.weight / (2 * config.covered_weight)).clamp(0, 1)
-        rgb = torch.where(seen[..., None], features.fused, render)
-        agreement = torch.exp(-features.variance / config.color_tolerance)
-        confidence = torch.where(seen, fade * agreement, torch.zeros_like(fade))
+        agreement = torch.exp(-features.variance / config.fade_variance)
+        confidence = torch.where(seen, agreement, torch.zeros_like(agreement))
+        rgb = torch.lerp(render, features.fused, confidence[..., None]).clamp(0, 1)
         provenance = seen.to(torch.uint8) * int(PixelProvenance.REPROJECTED)
         depth = torch.where(features.depth < 0.5 * SKY_DEPTH, features.depth, 0.0)
         notes = ()
@@ -136,15 +148,21 @@ def prepare(reference: Reference, config: ReprojectionConfig) -> Prepared:
     if reference.alpha is not None:
         solid_depth &= reference.alpha > 0.5
     depth = torch.where(solid_depth, reference.depth, torch.full_like(reference.depth, SKY_DEPTH))
-    depth = depth.clamp(1e-2, SKY_DEPTH)
+    depth = _smoothed(depth.clamp(1e-2, SKY_DEPTH), config.reference_window, config)
     solid = ~depth_edges(depth, config.edge_tolerance)
     usable = torch.where(solid, 1.0, 0.3)
     if reference.trust is not None:
         usable = usable * reference.trust.clamp(0, 1)
-    channels = torch.cat([reference.image.permute(2, 0, 1), (1 / depth)[None], usable[None]])
     moving = reference.dynamic_mask
     still = torch.ones_like(solid) if moving is None else ~moving
-    return Prepared(reference.camera, channels.contiguous(), depth, still, solid)
+    geometry = torch.stack([1 / depth, usable, still.to(torch.float32)])
+    colors = reference.image.permute(2, 0, 1).contiguous()
+    return Prepared(reference.camera, colors, geometry, depth, still, solid)
+
+
+def _smoothed(depth: Tensor, window: float, config: ReprojectionConfig) -> Tensor:
+    radius = max(1, round(window * depth.shape[1]))
+    return smooth_planes(depth, radius, config.depth_noise).clamp(1e-2, SKY_DEPTH)
 
 
 def consensus_depth(
@@ -166,13 +184,15 @@ def consensus_depth(
     Returns:
         Metres along z, sky at `SKY_DEPTH`.
     """
-    shape = (camera.height, camera.width)
-    buffer = torch.full(shape, torch.inf)
     stride = config.splat_stride
+    splats = []
     for reference in references:
         points = reproject(reference.camera, camera, reference.depth, stride)
-        valid = reference.solid & _allowed(reference, camera)
-        splat_nearest(buffer, points, valid[::stride, ::stride])
+        valid = reference.solid
+        if not _same_time(reference, camera):
+            valid = valid & reference.still
+        splats.append((points, valid[::stride, ::stride]))
+    buffer = splat_mean(splats, camera.height, camera.width, config.surface_band)
     buffer = fill_gaps(close_cracks(buffer), config.longest_gap)
     own = torch.where(
         (render_depth > 0) & (render_alpha > 0.5), render_depth, torch.tensor(SKY_DEPTH)
@@ -180,27 +200,23 @@ def consensus_depth(
     return torch.where(torch.isfinite(buffer), buffer, own).clamp(1e-2, SKY_DEPTH)
 
 
-def _allowed(reference: Prepared, camera: Camera) -> Tensor:
-    """Pixels of a reference that may be used at the novel view's time."""
-    if abs(reference.camera.time - camera.time) < 1e-3:
-        return torch.ones_like(reference.still)
-    return reference.still
+def _same_time(reference: Prepared, camera: Camera) -> bool:
+    return abs(reference.camera.time - camera.time) < 1e-3
 
 
-def _look_up(
+def _weigh(
     camera: Camera, depth: Tensor, reference: Prepared, config: ReprojectionConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colours [3, H, W], weights [H, W] and depth ratio (sampled / projected) [H, W] in one reference."""
+) -> tuple[Projected, Tensor, Tensor]:
+    """Where novel pixels fall in a reference, their weights [H, W], sampled / projected depth [H, W]."""
     points = reproject(camera, reference.camera, depth)
-    looked = sample(reference.channels, points)
-    disagreement = points.z * looked[3] - 1
-    closeness = (points.z / depth).clamp(0.2, 3)
+    inverse, usable, still = sample(reference.geometry, points, reference.camera)
+    disagreement = points.z * inverse - 1
+    nearness = (depth / points.z.clamp(min=1e-3)).clamp(0.2, 5)
     weight = torch.exp(-((disagreement / config.depth_tolerance) ** 2))
-    weight = weight * (0.05 + closeness**-config.distance_power) * looked[4] * points.inside
-    if abs(reference.camera.time - camera.time) >= 1e-3 and not bool(reference.still.all()):
-        still = sample(reference.still[None].to(torch.float32), points)[0]
+    weight = weight * (0.05 + nearness**config.distance_power) * usable * points.inside
+    if not _same_time(reference, camera):
         weight = weight * (still > 0.999)
-    return looked[:3], weight, 1 / (1 + disagreement).clamp(min=1e-3)
+    return points, weight, 1 / (1 + disagreement).clamp(min=1e-3)
 
 
 def refine_depth(
@@ -216,7 +232,7 @@ def refine_depth(
     total = torch.full_like(depth, 1e-3)
     moved = depth * 1e-3
     for reference in references:
-        _, weight, ratio = _look_up(camera, depth, reference, config)
+        _, weight, ratio = _weigh(camera, depth, reference, config)
         total += weight
         moved += weight * depth * ratio
     return (moved / total).clamp(1e-2, SKY_DEPTH)
@@ -236,14 +252,17 @@ def warp_references(
     depth = consensus_depth(camera, references, render_depth, render_alpha, config)
     for _ in range(config.refinements):
         depth = refine_depth(camera, depth, references, config)
+    depth = _smoothed(depth, config.consensus_window, config)
     shape = (camera.height, camera.width)
     if not references:
         empty, black = torch.zeros(shape), torch.zeros(*shape, 3)
         return WarpFeatures(black, empty, empty, black, empty, depth)
-    pairs = [_look_up(camera, depth, reference, config)[:2] for reference in references]
-    colors = torch.stack([color for color, _ in pairs])  # [V, 3, H, W]
-    weights = torch.stack([weight for _, weight in pairs])  # [V, H, W]
-    return _fuse(colors, weights, depth, config)
+    colors, weights = [], []
+    for reference in references:
+        points, weight, _ = _weigh(camera, depth, reference, config)
+        colors.append(sample(reference.colors, points, reference.camera))
+        weights.append(weight)
+    return _fuse(torch.stack(colors), torch.stack(weights), depth, config)
 
 
 def _fuse(

@@ -6,6 +6,7 @@ formed in float64 and used in float32. Sky is a surface at `SKY_DEPTH`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,22 +94,52 @@ def depth_edges(depth: Float32[Tensor, "h w"], tolerance: float) -> Bool[Tensor,
     return torch.maximum(horizontal, vertical) > tolerance * inverse
 
 
-def splat_nearest(
-    zbuffer: Float32[Tensor, "H W"], points: Projected, valid: Bool[Tensor, "h w"]
-) -> None:
-    """Lower a z-buffer in place to the nearest of the valid points that land in each pixel."""
-    height, width = zbuffer.shape
-    keep = (points.inside & valid).flatten().nonzero().squeeze(1)
-    u = points.u.flatten()[keep].long().clamp(max=width - 1)
-    v = points.v.flatten()[keep].long().clamp(max=height - 1)
-    z = points.z.flatten()[keep]
-    zbuffer.view(-1).scatter_reduce_(0, v * width + u, z, reduce="amin", include_self=True)
+def splat_mean(
+    splats: Sequence[tuple[Projected, Bool[Tensor, "_ _"]]], height: int, width: int, band: float
+) -> Float32[Tensor, "H W"]:
+    """One z-buffer for the points of several views, averaged over the nearest surface.
+
+    Args:
+        splats: Projected points of each view and which of them are valid.
+        height: Of the z-buffer, pixels.
+        width: Of the z-buffer, pixels.
+        band: Relative depth behind the nearest point within which points are the same surface.
+
+    Returns:
+        Metres; infinite where nothing lands.
+    """
+    parts = []
+    for points, valid in splats:
+        keep = (points.inside & valid).flatten().nonzero().squeeze(1)
+        u = points.u.flatten()[keep].long().clamp(max=width - 1)
+        v = points.v.flatten()[keep].long().clamp(max=height - 1)
+        parts.append((v * width + u, points.z.flatten()[keep]))
+    if not parts:
+        return torch.full((height, width), torch.inf)
+    index = torch.cat([part[0] for part in parts])
+    depth = torch.cat([part[1] for part in parts])
+    nearest = torch.full((height * width,), torch.inf)
+    nearest.scatter_reduce_(0, index, depth, reduce="amin", include_self=True)
+    same = (depth < nearest[index] * (1 + band)).to(torch.float32)
+    sums = torch.zeros(2, height * width)
+    sums[0].index_add_(0, index, same / depth)
+    sums[1].index_add_(0, index, same)
+    return (sums[1] / sums[0]).nan_to_num(torch.inf).view(height, width)
 
 
-def sample(image: Float32[Tensor, "C h w"], points: Projected) -> Float32[Tensor, "C H W"]:
-    """Bilinear lookup at projected positions; outside the image the border is repeated."""
-    height, width = image.shape[1:]
-    grid = torch.stack([points.u * (2 / width) - 1, points.v * (2 / height) - 1], dim=-1)
+def sample(
+    image: Float32[Tensor, "C h w"], points: Projected, camera: Camera
+) -> Float32[Tensor, "C H W"]:
+    """Bilinear lookup at projected positions; outside the image the border is repeated.
+
+    Args:
+        image: Of any resolution; it fills the field of view of `camera`.
+        points: Positions in pixels of `camera`.
+        camera: The view the image belongs to.
+    """
+    grid = torch.stack(
+        [points.u * (2 / camera.width) - 1, points.v * (2 / camera.height) - 1], dim=-1
+    )
     return functional.grid_sample(
         image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]

@@ -88,8 +88,8 @@ def test_frames_keep_their_number_size_and_range(repairer, batch):
     result = repair_batch(repairer, batch)
     assert result.rgb.shape == batch.renders.shape
     assert result.confidence.shape == result.pixel_provenance.shape == batch.ucr.shape
-    assert 0 <= float(result.rgb.min()) and float(result.rgb.max()) <= 1
-    assert 0 <= float(result.confidence.min()) and float(result.confidence.max()) <= 1
+    assert float(result.rgb.min()) >= 0 and float(result.rgb.max()) <= 1
+    assert float(result.confidence.min()) >= 0 and float(result.confidence.max()) <= 1
     assert set(result.pixel_provenance.unique().tolist()) <= {int(p) for p in PixelProvenance}
     assert len(result.rejected) == len(batch.cameras)
     assert result.timings["total"] > 0
