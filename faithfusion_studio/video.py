@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.io.pictures import filled_folder, flush_folder, write_npy, write_png
 from faithfusion_studio.render.views import (
     colorize,
     generated_share,
@@ -274,7 +274,7 @@ def _export_video(
             writer.finish()
         for writer in writers:
             writer.part.replace(writer.target)
-        _flush_folder(path.absolute().parent)
+        flush_folder(path.absolute().parent)
     finally:
         for writer in writers:
             writer.discard()
@@ -352,27 +352,14 @@ class _Encoder:
 def _export_folder(
     scene: Scene, cameras: list[Camera], path: Path, options: VideoOptions
 ) -> Iterator[int]:
-    if path.exists() and not path.is_dir():
-        raise VideoError(f"{path}: is a file; name a folder, or a video ending in .mp4.")
-    part = path.with_name(f".{path.name}.part")
     stems = options.stems or tuple(f"{i:06d}" for i in range(len(cameras)))
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+    with filled_folder(path, VideoError) as part:
         for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
             if options.layout == "single":
                 _write_layers(render_layers(scene, camera, options), part, stem, options)
             else:
                 write_png(_panels(scene, camera, options)[0], part / f"{stem}_{options.layout}.png")
             yield done
-        if path.is_dir():
-            for file in sorted(part.iterdir()):
-                file.replace(path / file.name)
-        else:
-            part.replace(path)
-        _flush_folder(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_layers(images: LayerImages, folder: Path, stem: str, options: VideoOptions) -> None:
@@ -380,28 +367,4 @@ def _write_layers(images: LayerImages, folder: Path, stem: str, options: VideoOp
         write_png(_captioned(picture.numpy(), options.caption), folder / f"{stem}_{layer}.png")
     for name, values in (("eig", images.eig), ("depth", images.depth)):
         if values is not None:
-            with (folder / f"{stem}_{name}.npy").open("wb") as file:
-                np.save(file, values.numpy())
-
-
-def write_png(picture: np.ndarray, path: Path) -> None:
-    """Write one picture.
-
-    Args:
-        picture: [H, W, 3] RGB or [H, W] grey, uint8.
-        path: Target, ending in .png.
-    """
-    import cv2
-
-    bgr = picture if picture.ndim == 2 else picture[:, :, ::-1]
-    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(bgr))[1].tobytes())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames durable; file systems that cannot do it are left alone."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            write_npy(values.numpy(), folder / f"{stem}_{name}.npy")

@@ -381,6 +381,34 @@ def test_nothing_can_be_written_where_a_file_is(refused, scene_path, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+FULL_DISK = """
+import resource, sys
+from faithfusion_studio import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))  # every file stops growing here
+for words in sys.argv[1:]:
+    assert cli.main(words.split()) == 2
+"""
+
+
+def test_a_full_disk_is_one_sentence_each_and_leaves_nothing(run_python, scene_path, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    lines = [
+        f"eig {scene_path} {here / 'eig'} --frames 0:2",
+        f"repair {scene_path} {here / 'repair'} --segment 0:1",
+        f"render {scene_path} {here / 'pictures'} --frames 0:2",
+        f"render {scene_path} {here / 'out.mp4'} --frames 0:2",
+        f"convert {scene_path} {here / 'out.ply'}",
+        f"convert {scene_path} {here / 'out.ckpt'}",
+    ]
+    result = run_python("-c", FULL_DISK, *lines)
+    assert result.returncode == 0, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(lines)
+    assert all("cannot be written" in line for line in errors)
+    assert names(here) == []
+
+
 def test_a_capture_is_offered_for_reconstruction(scene_path, tmp_path, capsys, monkeypatch):
     write_cameras_json(load_scene(scene_path).capture, tmp_path / "drive")
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -512,8 +540,9 @@ def test_the_studio_says_where_it_is_and_leaves_on_request(scene_path, tmp_path)
     with socket.create_connection(("127.0.0.1", found["port"]), timeout=5):
         pass
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    rest, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert rest == ""
     assert "nothing was unsaved" in err
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", found["port"]), timeout=5)

@@ -113,10 +113,16 @@ def _run(arguments: list[str]) -> int:
     name = type(command).__name__.lower()
     result = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)(command)
     if not command.json:
-        print("\n".join(result.lines), end="\n" if result.lines else "")
+        tell(result.lines)
     elif result.values:
         announce(result.values)
     return result.exit_code
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Print a result for people on standard output."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def announce(values: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from faithfusion_studio.cli.inputs import (
     CommandLineError,
     finite,
     frame_stems,
-    output_folder,
     parse_range,
     reserved,
 )
@@ -163,13 +162,17 @@ def _repaired(scene: Scene, stage: Stage, stop: Interruption) -> list[RepairedFr
 def repair(args: a.Repair) -> Result:
     """Pictures of a repair, frame by frame."""
     from faithfusion_studio.io import load_scene
+    from faithfusion_studio.io.pictures import filled_folder
 
     scene = load_scene(args.scene)
     stage = _stage(args, scene)
-    scene, folder = with_evidence(scene), output_folder(args.out_dir)
+    scene = with_evidence(scene)
     stems = frame_stems(scene.capture, len(scene.trajectory))
     started = time.perf_counter()
-    with interruptible("keeping the frames that are done") as stop:
+    with (
+        filled_folder(args.out_dir, CommandLineError) as folder,
+        interruptible("keeping the frames that are done") as stop,
+    ):
         frames = _repaired(scene, stage, stop)
         seconds = time.perf_counter() - started
         for frame in frames:
@@ -198,8 +201,8 @@ def repair(args: a.Repair) -> Result:
 
 
 def _write_repair(frame: RepairedFrame, folder: Path, stem: str) -> None:
+    from faithfusion_studio.io.pictures import write_png
     from faithfusion_studio.render.views import to_uint8
-    from faithfusion_studio.video import write_png
 
     write_png(to_uint8(frame.rendered).numpy(), folder / f"{stem}_rendered.png")
     write_png(to_uint8(frame.repaired).numpy(), folder / f"{stem}_repaired.png")

@@ -11,7 +11,7 @@ import torch
 from faithfusion_studio import __version__
 from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import ProgressLine, duration
-from faithfusion_studio.cli.inputs import cameras_of, output_folder, parse_size
+from faithfusion_studio.cli.inputs import CommandLineError, cameras_of, output_folder, parse_size
 from faithfusion_studio.cli.running import (
     Result,
     in_words,
@@ -67,26 +67,27 @@ def eig(args: a.Eig) -> Result:
     """Heat maps and nats along a path."""
     from faithfusion_studio.information import eig_map, split_regions
     from faithfusion_studio.io import load_scene
+    from faithfusion_studio.io.pictures import filled_folder, write_npy, write_png
     from faithfusion_studio.render.views import to_uint8
-    from faithfusion_studio.video import eig_colors, fit_camera, write_png
+    from faithfusion_studio.video import eig_colors, fit_camera
 
     scene = load_scene(args.scene)
     cameras, stems = cameras_of(scene, args)
     size, scene = parse_size(args.size), with_evidence(scene)
-    folder = output_folder(args.out_dir)
     line, seconds, ucr, values = ProgressLine("EIG of frame"), [], [], []
-    for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
-        shown = camera if size is None else fit_camera(camera, *size)
-        started = time.perf_counter()
-        with torch.no_grad():
-            found = eig_map(scene, shown, form=args.form)
-        seconds.append(time.perf_counter() - started)
-        ucr.append(float(split_regions(found, args.threshold).ucr.float().mean()))
-        nats = found.eig.numpy().astype(np.float32)
-        np.save(folder / f"{stem}_eig.npy", nats)
-        write_png(to_uint8(eig_colors(found.calibrated)).numpy(), folder / f"{stem}_eig.png")
-        values.append(nats.ravel())
-        line.update(done, len(cameras))
+    with filled_folder(args.out_dir, CommandLineError) as folder:
+        for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
+            shown = camera if size is None else fit_camera(camera, *size)
+            started = time.perf_counter()
+            with torch.no_grad():
+                found = eig_map(scene, shown, form=args.form)
+            seconds.append(time.perf_counter() - started)
+            ucr.append(float(split_regions(found, args.threshold).ucr.float().mean()))
+            nats = found.eig.numpy().astype(np.float32)
+            write_npy(nats, folder / f"{stem}_eig.npy")
+            write_png(to_uint8(eig_colors(found.calibrated)).numpy(), folder / f"{stem}_eig.png")
+            values.append(nats.ravel())
+            line.update(done, len(cameras))
     line.close()
     everything = np.concatenate(values)
     quantiles = np.quantile(everything, QUANTILES).tolist()
@@ -136,7 +137,7 @@ def render(args: a.Render) -> Result:
         stems=tuple(stems),
     )
     scene = with_evidence(scene) if "eig" in layers else scene
-    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    output_folder(args.out.absolute().parent)
     started, line = time.perf_counter(), ProgressLine("frame")
     for done in export_video(scene, cameras, args.out, options):
         line.update(done, len(cameras))

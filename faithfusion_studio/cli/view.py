@@ -56,7 +56,7 @@ def _wait(stop: Interruption) -> None:
 
 
 def _announce(args: a.View, path: Path, scene: Scene, url: str, port: int) -> None:
-    from faithfusion_studio.cli import announce
+    from faithfusion_studio.cli import announce, tell
 
     frames = 0 if scene.capture is None else len(scene.capture)
     device = device_name()
@@ -88,9 +88,7 @@ def _announce(args: a.View, path: Path, scene: Scene, url: str, port: int) -> No
         lines.append(
             f"everyone who can reach {args.host} and knows this address can use the studio."
         )
-    lines.append("Ctrl+C ends it and keeps unsaved work.")
-    for line in lines:
-        say(line)
+    tell([*lines, "Ctrl+C ends it and keeps unsaved work."])
 
 
 def device_name() -> str:
