@@ -27,6 +27,10 @@ class InitializationError(StudioError):
     """A capture that holds too little to start from."""
 
 
+SKY_COLOR = 0.2
+"""Colour difference at which a pixel is sky with 1/e of the belief."""
+SKY_ROUGHNESS = 0.03
+"""Mean absolute difference between neighbours at which it is."""
 SKY_BINS = 17
 """Steps of the sine of the elevation at which the first sky is measured."""
 
@@ -302,6 +306,31 @@ def initial_sky(capture: Capture, resolution: int) -> CubemapSky:
     low = position.long().clamp(max=SKY_BINS - 2)
     share = (position - low)[..., None]
     return CubemapSky(torch.lerp(by_height[low], by_height[low + 1], share).contiguous())
+
+
+def sky_share(
+    camera: Camera, image: Float32[Tensor, "H W 3"], sky: CubemapSky, up: Float32[Tensor, "3"]
+) -> Float32[Tensor, "H W"]:
+    """How much each pixel looks like sky, 0..1: above the horizon, smooth, and of the first sky's colour.
+
+    Args:
+        camera: Where from.
+        image: What was recorded.
+        sky: From `initial_sky`, not a learned one, which would excuse itself.
+        up: Unit vector, world.
+    """
+    from faithfusion_studio.render.images import cubemap_image
+
+    difference = (image - cubemap_image(sky.texels, camera)).square().mean(-1)
+    grey = image.mean(-1)
+    rough = torch.zeros_like(grey)
+    rough[1:] += (grey[1:] - grey[:-1]).abs()
+    rough[:, 1:] += (grey[:, 1:] - grey[:, :-1]).abs()
+    rough = torch.nn.functional.avg_pool2d(rough[None, None], 7, 1, 3, count_include_pad=False)[
+        0, 0
+    ]
+    above = pixel_directions(camera) @ up > 0
+    return above * torch.exp(-difference / SKY_COLOR**2 - (rough / SKY_ROUGHNESS) ** 2)
 
 
 def _bright_by_height(heights: Tensor, colors: Tensor) -> Float32[Tensor, "B 3"]:

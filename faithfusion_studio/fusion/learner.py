@@ -18,6 +18,7 @@ from faithfusion_studio.fusion.losses import (
     depth_loss,
     ground_loss,
     image_loss,
+    plane_loss,
     shape_loss,
     sky_loss,
 )
@@ -59,15 +60,13 @@ class Learner:
         self.parameters = GaussianParameters(
             scene.background, rates, means_rate=rates.means * extent
         )
-        self._up = torch.tensor([0.0, 0.0, 1.0])
-        if scene.capture is not None:
-            self._up = scene.trajectory.ego_to_worlds[:, :3, 2].mean(0).to(torch.float32)
         self._sky: torch.nn.Parameter | None = None
         self._exposures: torch.nn.Parameter | None = None
         groups = []
         if learn_sky and isinstance(scene.sky, CubemapSky):
             self._sky = torch.nn.Parameter(scene.sky.texels.detach().clone())
-            groups.append({"params": [self._sky], "lr": rates.sky})
+            # A texel that only leaks through opaque splats has gradients far below this eps and stays put.
+            groups.append({"params": [self._sky], "lr": rates.sky, "eps": 1e-4})
         if learn_sky and scene.exposures is not None:
             self._exposures = torch.nn.Parameter(scene.exposures.detach().clone())
             groups.append({"params": [self._exposures], "lr": rates.exposure})
@@ -152,10 +151,10 @@ class Learner:
             loss = loss + self.weights.depth * depth_loss(depth, alpha, view.depth)
         if view.ground is not None and self.weights.ground > 0:
             loss = loss + self.weights.ground * ground_loss(depth, alpha, view.ground)
-        if self._sky is not None and self.weights.sky > 0:
-            sky = cubemap_image(self._sky.detach(), view.camera)
-            above = above_horizon(view.camera, self._up)
-            loss = loss + self.weights.sky * sky_loss(alpha, view.image, sky, above)
+        if self.weights.plane > 0 and view.source == "recorded":
+            loss = loss + self.weights.plane * plane_loss(depth, alpha, view.image)
+        if view.sky_share is not None and self.weights.sky > 0:
+            loss = loss + self.weights.sky * sky_loss(alpha, view.sky_share)
         loss = loss + shape_loss(
             self.parameters["log_scales"],
             self.parameters["logit_opacities"],
@@ -171,12 +170,14 @@ class Learner:
         if self._others is not None:
             self._others.step()
             self._others.zero_grad(set_to_none=True)
-            self._centre_exposures()
+            self._keep_in_range()
         return float(loss.detach()), meta
 
     @torch.no_grad()
-    def _centre_exposures(self) -> None:
-        """Keep the mean correction of the frames seen so far at identity: colours belong to the scene."""
+    def _keep_in_range(self) -> None:
+        """Sky colours in [0, 1]; the mean correction of the frames seen so far at identity."""
+        if self._sky is not None:
+            self._sky.clamp_(0, 1)
         if self._exposures is not None:
             deviation = self._exposures - torch.eye(3, 4)
             seen = (deviation != 0).flatten(1).any(1)
@@ -186,12 +187,3 @@ class Learner:
         self.parameters.optimizer.zero_grad(set_to_none=True)
         if self._others is not None:
             self._others.zero_grad(set_to_none=True)
-
-
-def above_horizon(camera: Camera, up: Float32[Tensor, "3"]) -> Float32[Tensor, "H W"]:
-    """1 where a pixel looks above the horizon, else 0."""
-    tilt = (up @ camera.camtoworld[:3, :3].to(torch.float32)).tolist()
-    K = camera.K
-    x = (torch.arange(camera.width) + 0.5 - float(K[0, 2])) / float(K[0, 0])
-    y = (torch.arange(camera.height) + 0.5 - float(K[1, 2])) / float(K[1, 1])
-    return ((x[None, :] * tilt[0] + y[:, None] * tilt[1] + tilt[2]) > 0).to(torch.float32)

@@ -37,6 +37,8 @@ class TrainingView:
     """Recorded points seen in the view."""
     ground: Float32[Tensor, "H W"] | None = None
     """Depth of the road plane along each pixel, m along z; 0 off the road."""
+    sky_share: Float32[Tensor, "H W"] | None = None
+    """0..1, how much each pixel looks like sky."""
     source: str = "recorded"
     """"recorded" or "repaired"."""
 
@@ -146,26 +148,50 @@ def ground_loss(
     return (error * counts).mean()
 
 
-SKY_MATCH = 0.06
-"""Colour difference at which the belief that a pixel shows the sky has fallen to 1/e."""
-
-
-def sky_loss(
-    alpha: Float[Tensor, "H W"],
-    image: Float[Tensor, "H W 3"],
-    sky: Float[Tensor, "H W 3"],
-    above: Float[Tensor, "H W"],
+def plane_loss(
+    depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"], image: Float[Tensor, "H W 3"]
 ) -> Float[Tensor, ""]:
-    """Mean opacity of pixels that the sky alone would explain.
+    """Mean relative curvature of inverse depth along rows and columns, less where the image has an edge.
+
+    The inverse depth of a plane is linear in the image, whatever its slant, so planes cost nothing; the
+    absolute value leaves depth edges alone.
+
+    Args:
+        depth: Expected depth, m along z.
+        alpha: Opacity; pixels below one half say nothing about depth.
+        image: What was recorded, for its edges.
+    """
+    solid = alpha.detach() > 0.5
+    inverse = 1 / torch.where(solid, depth, 1.0).clamp(min=0.1)
+    total = depth.new_zeros(())
+    for along in (0, 1):
+        size = depth.shape[along]
+        if size < 3:
+            continue
+        before, middle, after = (inverse.narrow(along, i, size - 2) for i in range(3))
+        curvature = (before + after - 2 * middle).abs() / middle.detach()
+        colors = [image.narrow(along, i, size - 2) for i in range(3)]
+        edge = (colors[0] - colors[1]).abs().mean(-1) + (colors[2] - colors[1]).abs().mean(-1)
+        counts = solid.narrow(along, 0, size - 2) & solid.narrow(along, 2, size - 2)
+        total = total + (curvature.clamp(max=0.05) * torch.exp(-EDGE * edge) * counts).mean()
+    return total
+
+
+EDGE = 10.0
+"""Per unit of colour difference, how fast an image edge frees the depth from being planar."""
+
+
+def sky_loss(alpha: Float[Tensor, "H W"], sky_share: Float[Tensor, "H W"]) -> Float[Tensor, ""]:
+    """Mean opacity before the sky plus mean transparency of everything else.
+
+    Without it a learned sky explains roads and walls at infinity, where no parallax contradicts it on a
+    straight drive, and splats paint clouds a few metres away.
 
     Args:
         alpha: Opacity of the Gaussians.
-        image: What was recorded.
-        sky: What the sky alone would show; no gradient flows into it.
-        above: 1 above the horizon, 0 below.
+        sky_share: 0..1, how much a pixel looks like sky.
     """
-    difference = (image - sky.detach()).square().mean(-1)
-    return (alpha * above * torch.exp(-difference / SKY_MATCH**2)).mean()
+    return (alpha * sky_share + (1 - alpha) * (1 - sky_share)).mean()
 
 
 def shape_loss(

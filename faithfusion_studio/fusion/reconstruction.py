@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
@@ -19,10 +18,11 @@ from faithfusion_studio.fusion.initialize import (
     camera_height,
     initial_gaussians,
     initial_sky,
+    sky_share,
     visible_points,
 )
 from faithfusion_studio.fusion.learner import Learner
-from faithfusion_studio.fusion.losses import TrainingView
+from faithfusion_studio.fusion.losses import SparseDepth, TrainingView
 from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
 from faithfusion_studio.scene import Capture, Scene
 
@@ -61,9 +61,10 @@ class Reconstruction:
         self.training = [i for i in indices if i not in set(self.holdout)]
         self._random = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._images: dict[tuple[int, float], tuple[Camera, UInt8[Tensor, "H W 3"]]] = {}
+        self._views: dict[tuple[int, float], tuple[Camera, Tensor, Tensor, SparseDepth | None]] = {}
         self._steps_done, self._seconds = 0, 0.0
         self._ground = fit_ground(capture, camera_height(capture))
+        self._first_sky = initial_sky(capture.select(self.training), config.sky_resolution)
         self._learner, self._densify = self._prepare()
         self._state = initial_state(len(self._learner.parameters))
 
@@ -79,7 +80,7 @@ class Reconstruction:
         exposures = torch.eye(3, 4).repeat(len(self.capture), 1, 1) if config.exposure else None
         scene = Scene(
             background=gaussians,
-            sky=initial_sky(trained, config.sky_resolution),
+            sky=self._first_sky,
             capture=self.capture,
             exposures=exposures,
         )
@@ -87,19 +88,30 @@ class Reconstruction:
         return learner, GradientDensify(extent=extent, max_gaussians=config.max_gaussians)
 
     def _view(self, index: int, factor: float) -> TrainingView:
-        """A recorded frame at a share of its recorded size; kept as bytes between uses."""
+        """A recorded frame at a share of its recorded size; kept in small types between uses."""
         key = (index, factor)
-        if key not in self._images:
-            frame = self.capture.frames[index]
-            camera = frame.camera.scaled(factor)
-            pixels = frame.image((camera.width, camera.height))
-            self._images[key] = (camera, (pixels * 255 + 0.5).to(torch.uint8))
-        camera, pixels = self._images[key]
-        image = pixels.to(torch.float32) / 255
-        points = self.capture.points
+        if key not in self._views:
+            self._views[key] = self._load_view(index, factor)
+        camera, pixels, share, depth = self._views[key]
+        return TrainingView(
+            camera=camera,
+            image=pixels.to(torch.float32) / 255,
+            exposure_index=index,
+            depth=depth,
+            ground=None if self._ground is None else self._ground.depth(index, camera),
+            sky_share=share.to(torch.float32),
+        )
+
+    def _load_view(
+        self, index: int, factor: float
+    ) -> tuple[Camera, Tensor, Tensor, SparseDepth | None]:
+        frame, points = self.capture.frames[index], self.capture.points
+        camera = frame.camera.scaled(factor)
+        image = frame.image((camera.width, camera.height))
+        up = self.capture.trajectory.ego_to_worlds[:, :3, 2].mean(0).to(torch.float32)
+        share = sky_share(camera, image, self._first_sky, up)
         depth = None if points is None else visible_points(points.xyz, camera)
-        ground = None if self._ground is None else self._ground.depth(index, camera)
-        return TrainingView(camera, image, exposure_index=index, depth=depth, ground=ground)
+        return camera, (image * 255 + 0.5).to(torch.uint8), share.to(torch.float16), depth
 
     def run(self) -> Iterator[Progress]:
         """Train; stop consuming to stop early, whatever was learned stays in `scene()`."""

@@ -89,6 +89,9 @@ def _sized(camera: Camera, scene: Scene, size: tuple[int, int] | None) -> Camera
 class _References:
     """Recorded frames with the depth rendered at their poses, kept while the segment moves past them."""
 
+    KEPT = 32
+    """A frame serves several novel views before it falls behind; this many stay in memory."""
+
     def __init__(self, scene: Scene, size: tuple[int, int] | None) -> None:
         self._scene, self._size = scene, size
         self._cache: dict[int, Reference] = {}
@@ -101,27 +104,36 @@ class _References:
         wanted = dict.fromkeys(
             index for camera in cameras for index in select_references(camera, candidates)
         )
-        self._cache = {index: self._get(index) for index in wanted}
-        return tuple(self._cache.values())
+        for index in wanted:
+            self._cache[index] = self._cache.pop(index, None) or self._load(index)
+        for index in list(self._cache)[: -max(self.KEPT, len(wanted))]:
+            del self._cache[index]
+        return tuple(self._cache[index] for index in wanted)
 
-    def _get(self, index: int) -> Reference:
-        if index in self._cache:
-            return self._cache[index]
+    def _load(self, index: int) -> Reference:
         from faithfusion_studio.render.views import apply_exposure, render_view
-        from faithfusion_studio.repair import Reference
+        from faithfusion_studio.repair import Reference, anchor_depth
 
-        assert self._scene.capture is not None
-        frame = self._scene.capture.frames[index]
+        capture = self._scene.capture
+        assert capture is not None
+        frame = capture.frames[index]
         camera = _sized(frame.camera, self._scene, self._size)
         view = render_view(self._scene, camera)
-        image = frame.image((camera.width, camera.height))
+        depth = view.depth
+        if capture.points is not None:
+            depth = anchor_depth(depth, camera, capture.points.xyz)
+        # Colours are looked up up to twice as finely as the repair, which keeps it sharp.
+        finest = min(1.0, 2 * camera.width / frame.camera.width)
+        image = frame.image(
+            (round(frame.camera.width * finest), round(frame.camera.height * finest))
+        )
         if self._scene.exposures is not None:
             image = apply_exposure(image, _inverse_exposure(self._scene.exposures[index])).clamp(
                 0, 1
             )
         mask = frame.mask((camera.width, camera.height))
         return Reference(
-            image=image, depth=view.depth, alpha=view.alpha, camera=camera, dynamic_mask=mask
+            image=image, depth=depth, alpha=view.alpha, camera=camera, dynamic_mask=mask
         )
 
 

@@ -52,7 +52,7 @@ class LossWeights:
 
     ssim: float = 0.2
     """Share of 1 - SSIM; the rest is L1."""
-    opacity: float = 0.005
+    opacity: float = 0.001
     """Mean opacity; raising it removes floaters and thins haze."""
     scale: float = 0.005
     """Mean of the standard deviations in units of the scene's voxel; raising it forbids blobs."""
@@ -61,10 +61,12 @@ class LossWeights:
     max_aspect: float = 4.0
     flat: float = 0.0
     """Mean of the smallest standard deviation in the same unit; raising it makes Gaussians lie on surfaces."""
-    sky: float = 0.02
-    """Opacity before a sky that already explains the pixel; raising it keeps splats out of the sky."""
+    sky: float = 0.05
+    """Opacity before the sky and transparency elsewhere; raising it keeps splats and sky apart."""
     depth: float = 0.1
     """Relative depth error at recorded points."""
+    plane: float = 1.0
+    """Relative curvature of inverse depth; raising it flattens walls and rounds what is not flat."""
     ground: float = 1.0
     """Relative distance to the fitted road plane, of pixels close to it."""
 
