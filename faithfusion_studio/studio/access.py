@@ -54,7 +54,10 @@ class AccessRule:
         """
         host_header = headers.get("Host", "")
         if not self._known_host(_hostname(host_header)):
-            return f"This studio does not answer for the host name {_hostname(host_header)!r}."
+            return (
+                f"This studio does not answer for the host name {_hostname(host_header)!r}; "
+                "open it as localhost, or serve it with --host and a token."
+            )
         origin = headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host_header.lower():
             return "This request comes from another site."

@@ -27,12 +27,14 @@ NO_BEFORE = "There is no fusion to compare with yet: the scene is as it was open
 
 @dataclass(frozen=True, eq=False)
 class Still:
-    """A picture that exists only for one camera: a photo or a repaired frame."""
+    """A picture that exists only for one camera: a photo, or the pixels a repair changed."""
 
     image: Float32[Tensor, "H W 3"]
     camera: Camera
     name: str
-    """For messages, e.g. "the photo"."""
+    """For messages, e.g. "The photo"."""
+    changed: Float32[Tensor, "H W"] | None = None
+    """1 where the picture differs from the rendering, which is shown elsewhere; None: everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,12 @@ def _still(source: str, state: ViewState, layers: ViewLayers, stills: StillSourc
             + (" at offset 0 m." if source == "photo" else "."),
         )
     image, inside = see_through(still.image, still.camera, layers.camera)
-    return Picture(torch.where(inside[..., None], image.clamp(0, 1), dimmed))
+    picture = torch.where(inside[..., None], image.clamp(0, 1), dimmed)
+    if still.changed is not None:
+        mask = still.changed[..., None].expand_as(still.image).contiguous()
+        changed, _ = see_through(mask, still.camera, layers.camera)
+        picture = torch.where(changed > 0.5, picture, layers.rgb)
+    return Picture(picture)
 
 
 def _wiped(left: Tensor, right: Tensor, position: float) -> Tensor:
@@ -195,7 +202,8 @@ class Stills:
         if found is None:
             return None
         if source == "repaired":
-            return Still(found.repaired, found.camera, "The repaired frame")
+            changed = (found.pixel_provenance > 0).to(torch.float32)
+            return Still(found.repaired, found.camera, "The repaired frame", changed)
         grey = found.confidence.to(torch.float32)[..., None].expand(*found.confidence.shape, 3)
         return Still(grey.contiguous(), found.camera, "The confidence map")
 

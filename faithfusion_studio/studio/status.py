@@ -56,6 +56,6 @@ def status_text(state: Any, measurement: Measurement) -> str:
     ]
     if state.job is not None:
         total = f" {state.job.done}/{state.job.total}" if state.job.total else ""
-        parts.append(f"{state.job.label}{total}{' (paused)' if state.job.paused else ''}")
+        parts.insert(0, f"{state.job.label}{total}{' (paused)' if state.job.paused else ''}")
     parts.append("H: keys")
     return " · ".join(parts)

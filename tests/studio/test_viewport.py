@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,3 +206,21 @@ def test_layers_have_the_shape_of_the_picture(scene):
     magenta = generated[..., 0] - generated[..., 1]
     assert float(magenta.max()) > 0.3
     assert torch.isfinite(generated).all()
+
+
+def test_a_repair_is_shown_only_where_it_changed_the_rendering(screen, viewport, session, view):
+    half = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    half[:, : WIDTH // 2] = 1
+    session.state.preview = SimpleNamespace(
+        frame=0,
+        camera=recorded_camera(0),
+        repaired=torch.tensor([0.0, 0.0, 1.0]).expand(HEIGHT, WIDTH, 3).contiguous(),
+        confidence=torch.ones(HEIGHT, WIDTH),
+        pixel_provenance=half,
+    )
+    now = at_rest(viewport)
+    view.set(layer="repaired")
+    at_rest(viewport, now)
+    rendered, repaired = screen.images
+    assert repaired[HEIGHT // 2, 5].tolist() == [0, 0, 255]
+    assert (repaired[:, WIDTH // 2 + 2 :] == rendered[:, WIDTH // 2 + 2 :]).all()

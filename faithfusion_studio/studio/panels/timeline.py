@@ -117,13 +117,7 @@ def _assign(handle: Any, value: Any) -> None:
 
 def _caption(state: ViewState, view: View, session_state: Any) -> str:
     """One row: where the picture is on the left, how it is drawn on the right."""
-    return (
-        '<div style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 14px;'
-        'padding:0 12px 2px;font-size:13px;color:#e4e8ef">'
-        f"<span>{_place(state, view.num_frames)}</span>"
-        '<span style="font-size:11.5px;color:#9aa4b5;padding-top:2px">'
-        f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
-    )
+    return f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
 
 
 def _place(state: ViewState, num_frames: int) -> str:

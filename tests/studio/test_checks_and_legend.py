@@ -1,0 +1,106 @@
+"""Numbers against photos, and the words and scales around the picture."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from street_scene import street, with_true_photos, without_recording
+
+from faithfusion_studio.information.fisher import recorded_fisher
+from faithfusion_studio.studio.checks import (
+    QualityError,
+    check_frame,
+    held_out_frames,
+    summary,
+)
+from faithfusion_studio.studio.legend import color_bar, histogram_svg, legend, shares
+from faithfusion_studio.studio.panels.quality import verdict
+from faithfusion_studio.studio.status import count_text, status_text
+from faithfusion_studio.studio.view_state import LAYERS, SOURCES, Measurement, ViewState
+
+
+def measured(**changes):
+    empty = Measurement(ms=31.4, fps=0.0, size=(640, 360), coarse=False)
+    return replace(empty, **changes)
+
+
+def test_a_photo_of_the_scene_itself_has_a_high_psnr_and_a_wrong_one_a_low():
+    scene = street()
+    true = check_frame(with_true_photos(scene), 2)
+    wrong = check_frame(scene, 2)
+    assert true.psnr > 45
+    assert wrong.psnr < 15
+    assert math.isnan(true.spearman) and math.isnan(true.ause)
+
+
+def test_with_evidence_the_agreement_of_eig_and_error_is_measured():
+    scene = street()
+    scene = replace(scene, fisher=recorded_fisher(scene, max_views=3))
+    result = check_frame(scene, 4)
+    assert -1 <= result.spearman <= 1
+    assert math.isfinite(result.ause)
+    means = summary([result, check_frame(scene, 5)])
+    assert set(means) == {"psnr", "spearman", "ause"}
+
+
+def test_held_out_frames_come_from_the_reconstruction():
+    scene = replace(street(), metadata={"reconstruction": {"holdout": [1, 9, 77, "x"]}})
+    assert held_out_frames(scene) == [1, 9]
+    assert check_frame(scene, 9).held_out
+    assert not check_frame(scene, 2).held_out
+    assert held_out_frames(street()) == []
+
+
+def test_without_photos_there_is_nothing_to_compare_with():
+    with pytest.raises(QualityError, match="no recorded photos"):
+        check_frame(without_recording(street()), 0)
+
+
+def test_the_verdict_never_says_more_than_the_numbers():
+    assert "not validated" in verdict({"spearman": math.nan})
+    assert "not validated" in verdict({"spearman": 0.05})
+    assert "exceptions" in verdict({"spearman": 0.3})
+    assert "well" in verdict({"spearman": 0.7})
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_is_named_and_scales_have_units(layer):
+    text = legend(ViewState(layer=layer), measured(eig_max=6.1))
+    assert LAYERS[layer] in text
+    if layer == "depth":
+        assert "100 m" in text
+    if layer == "eig":
+        assert "nats" in text and ">6.1<" in text
+    assert bool(color_bar(layer, 6.1)) == (layer not in ("rgb", "provenance"))
+
+
+def test_a_comparison_names_both_sides():
+    text = legend(ViewState(compare="wipe", compare_with="photo"), measured())
+    assert SOURCES["photo"] in text and "left" in text and "right" in text
+
+
+def test_words_from_outside_cannot_become_markup():
+    text = legend(ViewState(), measured(problem="<img src=x onerror=alert(1)>"))
+    assert "<img" not in text
+
+
+def test_shares_add_up_and_the_band_belongs_to_what_is_kept():
+    text = shares(ViewState(threshold=(0.25, 0.5)), measured(histogram=(0.4, 0.3, 0.2, 0.1)))
+    assert "UCR 30%" in text and "HPR 70%" in text and "30%</b> to check" in text
+    assert "No EIG" in shares(ViewState(), measured())
+
+
+def test_the_histogram_draws_one_bar_per_bin():
+    svg = histogram_svg(ViewState(), measured(histogram=(0.25,) * 4))
+    assert svg.count("<rect") == 4
+
+
+def test_counts_and_the_status_line_have_two_or_three_digits(session):
+    assert [count_text(n) for n in (950, 49_500, 212_345, 3_140_000)] == [
+        "950",
+        "49.5k",
+        "212k",
+        "3.14M",
+    ]
+    text = status_text(session.state, measured())
+    assert "31 ms at 640x360" in text and "600 splats" in text and "saved" in text
