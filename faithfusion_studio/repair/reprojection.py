@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float32
@@ -104,6 +105,7 @@ class ReprojectionRepairer:
 
     def __init__(self, config: ReprojectionConfig | None = None) -> None:
         self.config = config or ReprojectionConfig()
+        self._prepared: WeakKeyDictionary[Reference, Prepared] = WeakKeyDictionary()
 
     def estimate_seconds(self, frames: int, height: int, width: int, device: str = "cpu") -> float:
         """Expected time, s: linear in pixels and references, measured on two CPU threads."""
@@ -111,21 +113,24 @@ class ReprojectionRepairer:
 
     def repair(self, batch: RepairBatch) -> Iterator[FrameRepair]:
         """One warped and fused frame after the other."""
-        prepared: dict[int, Prepared] = {}
         positions = [reference.camera for reference in batch.references]
         for t, camera in enumerate(batch.cameras):
             chosen = select_references(camera, positions, count=self.config.num_references)
-            for index in chosen:
-                if index not in prepared:
-                    prepared[index] = prepare(batch.references[index], self.config)
             features = warp_references(
                 camera,
-                [prepared[index] for index in chosen],
+                [self._prepare(batch.references[index]) for index in chosen],
                 batch.depths[t],
                 batch.alphas[t],
                 self.config,
             )
             yield self._frame(batch.renders[t], features)
+
+    def _prepare(self, reference: Reference) -> Prepared:
+        """A reference ready for lookups, kept for as long as the caller keeps the reference."""
+        prepared = self._prepared.get(reference)
+        if prepared is None:
+            prepared = self._prepared[reference] = prepare(reference, self.config)
+        return prepared
 
     def _frame(self, render: Tensor, features: WarpFeatures) -> FrameRepair:
         """Fused colours as far as the references agree about them, else the render."""
