@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -39,10 +40,12 @@ def view(args: a.View) -> Result:
 
     with interruptible("keeping unsaved work") as stop:
         session = Session(scene, path=path)
-        studio = launch(session, args.host, port, open_browser=args.open, token=args.token)
+        with redirect_stdout(sys.stderr):  # viser greets and says goodbye on standard output
+            studio = launch(session, args.host, port, open_browser=args.open, token=args.token)
         _announce(args, path, scene, studio.url, studio.port)
         _wait(stop)
-        studio.close()
+        with redirect_stdout(sys.stderr):
+            studio.close()
         kept = session.close(save=True)
     say("closed; nothing was unsaved." if kept is None else f"unsaved work was kept in {kept}.")
     return Result({}, exit_code=stop.exit_code)
@@ -86,7 +89,8 @@ def _announce(args: a.View, path: Path, scene: Scene, url: str, port: int) -> No
         )
     if args.host not in ("127.0.0.1", "localhost", "::1"):
         lines.append(
-            f"everyone who can reach {args.host} and knows this address can use the studio."
+            f"from another machine replace localhost by {socket.gethostname()}; everyone who knows "
+            "this address can use the studio."
         )
     tell([*lines, "Ctrl+C ends it and keeps unsaved work."])
 
@@ -112,6 +116,10 @@ def free_port(host: str, port: int | None) -> int:
         reason = _busy(host, candidate)
         if reason is None:
             return candidate
+        if "assign" in reason or "not known" in reason:
+            raise CommandLineError(
+                f"--host: {host} cannot be served ({reason}); give an address of this machine."
+            )
     what = f"port {port}" if port is not None else f"ports {DEFAULT_PORT} to {candidates[-1]}"
     raise CommandLineError(f"{what} on {host} cannot be used ({reason}); choose another --port.")
 
