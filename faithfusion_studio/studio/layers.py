@@ -25,7 +25,7 @@ from faithfusion_studio.render.views import (
     rasterize_view,
 )
 from faithfusion_studio.scene import Scene
-from faithfusion_studio.studio.view_state import ViewState
+from faithfusion_studio.studio.view_state import EigForm, ViewState
 
 if TYPE_CHECKING:
     from faithfusion_studio.information.eig import EigMap
@@ -50,7 +50,7 @@ def table(name: str) -> Float32[Tensor, "256 3"]:
 class ViewLayers:
     """All layers of one view of one scene."""
 
-    def __init__(self, scene: Scene, camera: Camera, eig_form: str) -> None:
+    def __init__(self, scene: Scene, camera: Camera, eig_form: EigForm) -> None:
         self.scene = scene
         self.camera = camera
         self.eig_form = eig_form

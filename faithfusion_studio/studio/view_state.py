@@ -48,6 +48,7 @@ Source = Literal[
     "repaired",
     "confidence",
 ]
+EigForm = Literal["block", "trace", "diagonal", "released"]
 Compare = Literal["off", "side", "wipe"]
 EIG_LAYERS = frozenset({"eig", "calibrated", "overlay"})
 MAX_OFFSET = 6.0
@@ -89,7 +90,7 @@ class ViewState:
     """Calibrated EIG: start of the band to check, and the UCR/HPR threshold tau."""
     overlay_opacity: float = 0.7
     """Strength of the heat map in the layer "overlay", 0..1."""
-    eig_form: Literal["block", "trace", "diagonal", "released"] = "block"
+    eig_form: EigForm = "block"
     frame: int = 0
     """Index into the recorded trajectory; also sets the time of moving objects."""
     offset: float = 0.0
