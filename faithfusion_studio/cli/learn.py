@@ -24,6 +24,7 @@ from faithfusion_studio.cli.inputs import (
 from faithfusion_studio.cli.running import (
     Result,
     in_words,
+    opened,
     provenance_counts,
     run_job,
     with_evidence,
@@ -161,10 +162,9 @@ def _repaired(scene: Scene, stage: Stage, stop: Interruption) -> list[RepairedFr
 
 def repair(args: a.Repair) -> Result:
     """Pictures of a repair, frame by frame."""
-    from faithfusion_studio.io import load_scene
     from faithfusion_studio.io.pictures import filled_folder
 
-    scene = load_scene(args.scene)
+    scene = opened(args.scene)
     stage = _stage(args, scene)
     scene = with_evidence(scene)
     stems = frame_stems(scene.capture, len(scene.trajectory))
@@ -217,11 +217,11 @@ def _mean(values: Sequence[float]) -> float:
 
 def fuse(args: a.Fuse) -> Result:
     """Repair, distil, save; measured on all recorded views before and after."""
-    from faithfusion_studio.io import load_scene, save_scene
+    from faithfusion_studio.io import save_scene
 
     if args.steps < 1:
         raise CommandLineError(f"--steps: found {args.steps}; expected at least 1.")
-    scene = load_scene(args.scene)
+    scene = opened(args.scene)
     stage = _stage(args, scene, steps=args.steps, weighting=args.weighting)
     engines, started = Engines(), time.perf_counter()
     with reserved(args.out, args.scene), interruptible("saving what is distilled") as stop:

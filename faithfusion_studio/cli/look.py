@@ -15,6 +15,7 @@ from faithfusion_studio.cli.inputs import CommandLineError, cameras_of, output_f
 from faithfusion_studio.cli.running import (
     Result,
     in_words,
+    opened,
     provenance_counts,
     scene_notes,
     with_evidence,
@@ -66,12 +67,11 @@ def _about(key: str, scene: Scene | None, capture: Capture | None) -> str:
 def eig(args: a.Eig) -> Result:
     """Heat maps and nats along a path."""
     from faithfusion_studio.information import eig_map, split_regions
-    from faithfusion_studio.io import load_scene
     from faithfusion_studio.io.pictures import filled_folder, write_npy, write_png
     from faithfusion_studio.render.views import to_uint8
     from faithfusion_studio.video import eig_colors, fit_camera
 
-    scene = load_scene(args.scene)
+    scene = opened(args.scene)
     cameras, stems = cameras_of(scene, args)
     size, scene = parse_size(args.size), with_evidence(scene)
     line, seconds, ucr, values = ProgressLine("EIG of frame"), [], [], []
@@ -115,10 +115,9 @@ def eig(args: a.Eig) -> Result:
 
 def render(args: a.Render) -> Result:
     """A video or a folder of pictures."""
-    from faithfusion_studio.io import load_scene
     from faithfusion_studio.video import VideoOptions, export_files, export_video
 
-    scene = load_scene(args.scene)
+    scene = opened(args.scene)
     cameras, stems = cameras_of(scene, args)
     is_video = args.out.suffix.lower() == ".mp4"
     everything = not is_video or args.layout == "side-by-side"
@@ -133,7 +132,7 @@ def render(args: a.Render) -> Result:
         fps=args.fps or _frame_rate([camera.time for camera in cameras]),
         caption=args.caption,
         provenance=args.provenance,
-        before=None if args.before is None else load_scene(args.before),
+        before=None if args.before is None else opened(args.before),
         stems=tuple(stems),
     )
     scene = with_evidence(scene) if "eig" in layers else scene

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ def run_job(job: Job, what: str, stop: Interruption | None = None) -> JobResult:
         return end.value
     finally:
         line.close()
+
+
+def opened(path: Path) -> Scene:
+    """The scene in a file, after saying what was left out on reading."""
+    from faithfusion_studio.io import load_scene
+
+    scene = load_scene(path)
+    for note in scene_notes(scene):
+        say(note)
+    return scene
 
 
 def with_evidence(scene: Scene) -> Scene:
