@@ -53,7 +53,7 @@ class ViewLayers:
     def __init__(self, scene: Scene, camera: Camera, eig_form: EigForm) -> None:
         self.scene = scene
         self.camera = camera
-        self.eig_form = eig_form
+        self.eig_form: EigForm = eig_form
 
     @cached_property
     def view(self) -> RasterizedView:

@@ -229,7 +229,7 @@ def _link(view: View) -> str:
     )
 
 
-def _key(names: dict[str, str], title: str) -> str:
+def _key(names: dict[str, str], title: str) -> Any:
     return {value: key for key, value in names.items()}[title]
 
 
