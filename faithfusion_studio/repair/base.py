@@ -281,7 +281,7 @@ def _gate(batch: RepairBatch, frame: FrameRepair, t: int, config: GateConfig) ->
     kept = torch.where(ucr, torch.zeros_like(trusted), trusted)
     check = ~ucr & evidence
     matched = match_colors(frame.rgb, render, check, config)
-    amount = drift(matched, render, check, config)
+    amount = drift(frame.rgb, render, check, config)
     if amount > config.drift_limit:
         reason = (
             f"frame {t} was rejected: where the scene is well known the repair differs from the "

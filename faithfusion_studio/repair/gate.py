@@ -73,14 +73,7 @@ def match_colors(
     if int(where.sum()) < config.min_check_pixels:
         return repaired.clamp(0, 1)
     source, target, weight = _cells(repaired, render, where, config.match_cell)
-    total = weight.sum()
-    mean_s = (weight * source).sum((1, 2), keepdim=True) / total
-    mean_t = (weight * target).sum((1, 2), keepdim=True) / total
-    spread = (weight * (source - mean_s) ** 2).sum((1, 2), keepdim=True) / total
-    joint = (weight * (source - mean_s) * (target - mean_t)).sum((1, 2), keepdim=True) / total
-    ridge = 1e-3
-    gain = ((joint + ridge) / (spread + ridge)).clamp(0.7, 1.4)
-    offset = mean_t - gain * mean_s
+    gain, offset = _global_fit(source, target, weight)
     residual = target - gain * source - offset
     field = _smooth_field(residual, weight, config.match_prior)
     height, width = render.shape[:2]
@@ -95,12 +88,30 @@ def drift(
     where: Bool[Tensor, "H W"],
     config: GateConfig,
 ) -> float:
-    """Mean difference of cell means on HPR pixels, colour unit; 0 with too few pixels to judge."""
+    """How far a repair is from the render on HPR pixels, apart from a change of exposure.
+
+    Returns:
+        Mean difference of the means of small cells after the best gain and offset per channel, colour
+        unit; 0 with too few pixels to judge.
+    """
     if int(where.sum()) < config.min_check_pixels:
         return 0.0
     source, target, weight = _cells(repaired, render, where, config.match_cell // 2)
-    difference = (source - target).abs().mean(0, keepdim=True)
+    gain, offset = _global_fit(source, target, weight)
+    difference = (gain * source + offset - target).abs().mean(0, keepdim=True)
     return float((difference * weight).sum() / weight.sum())
+
+
+def _global_fit(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and offset per channel [3, 1, 1] from weighted cell means [3, h, w], near 1 and 0 if unsure."""
+    total = weight.sum()
+    mean_s = (weight * source).sum((1, 2), keepdim=True) / total
+    mean_t = (weight * target).sum((1, 2), keepdim=True) / total
+    spread = (weight * (source - mean_s) ** 2).sum((1, 2), keepdim=True) / total
+    joint = (weight * (source - mean_s) * (target - mean_t)).sum((1, 2), keepdim=True) / total
+    ridge = 1e-3
+    gain = ((joint + ridge) / (spread + ridge)).clamp(0.7, 1.4)
+    return gain, mean_t - gain * mean_s
 
 
 def _cells(

@@ -60,7 +60,7 @@ def _texture(points: Tensor, owner: Tensor) -> Tensor:
     """Smooth stripes of three wavelengths, tinted per object, in [0, 1]."""
     phase = owner[..., None].double() * torch.tensor([1.7, 2.9, 4.3]).double()
     value = torch.full_like(phase, 0.5)
-    for frequency, size in ((0.7, 0.2), (2.3, 0.15), (6.1, 0.1)):
+    for frequency, size in ((0.3, 0.2), (0.9, 0.15), (1.9, 0.08)):
         mixed = points.sum(-1, keepdim=True) + 0.6 * points[..., 1:2] - 0.4 * points[..., 2:3]
         value = value + size * torch.sin(frequency * mixed + phase)
     return value.clamp(0, 1)
