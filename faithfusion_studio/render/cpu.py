@@ -229,7 +229,8 @@ def _screen(tiles: _Tiles) -> ScreenQuantities:
     means2d, conics = _empty(cameras, n, 2), _empty(cameras, n, 3)
     radii = torch.empty(cameras, n, 2, dtype=torch.int32)
     depths, opacities = _empty(cameras, n), _empty(cameras, n)
-    colors = _empty(cameras, n, 3) if tiles.features is None else None
+    given = tiles.features
+    colors = _empty(cameras, n, 3) if given is None else given.expand(cameras, *given.shape)
     for c, frame in enumerate(tiles.frames):
         core.screen(
             frame,
@@ -238,11 +239,9 @@ def _screen(tiles: _Tiles) -> ScreenQuantities:
             radii[c].numpy(),
             depths[c].numpy(),
             opacities[c].numpy(),
-            None if colors is None else colors[c].numpy(),
+            colors[c].numpy() if given is None else None,
             _work()[0],
         )
-    if colors is None:
-        colors = tiles.features.expand(cameras, *tiles.features.shape)
     return ScreenQuantities(means2d, conics, radii, depths, opacities, colors)
 
 
