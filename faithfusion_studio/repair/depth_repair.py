@@ -100,7 +100,7 @@ def smooth_planes(
     moments = torch.stack(
         [x, y, x * x, x * y, y * y, inverse, inverse * x, inverse * y, inverse * inverse]
     )
-    mx, my, mxx, mxy, myy, mean, mix, miy, mii = _window_mean(moments, radius)
+    mx, my, mxx, mxy, myy, mean, mix, miy, mii = window_mean(moments, radius)
     cxx, cxy, cyy = mxx - mx * mx + 1e-4, mxy - mx * my, myy - my * my + 1e-4
     cxi, cyi, cii = mix - mx * mean, miy - my * mean, mii - mean * mean
     determinant = cxx * cyy - cxy * cxy
@@ -109,13 +109,13 @@ def smooth_planes(
     variance = (cii - slope_x * cxi - slope_y * cyi).clamp(min=0)
     keep = variance / (variance + (noise * mean) ** 2)
     plane = torch.stack([mean - slope_x * mx - slope_y * my, slope_x, slope_y])
-    blended = _window_mean(torch.cat([keep[None], (1 - keep) * plane]), radius)
+    blended = window_mean(torch.cat([keep[None], (1 - keep) * plane]), radius)
     smooth = blended[0] * inverse + blended[1] + blended[2] * x + blended[3] * y
     return 1 / torch.where(smooth > 0, smooth, inverse)
 
 
-def _window_mean(images: Tensor, radius: int) -> Tensor:
-    """Box mean of images [C, h, w] over the part of the window inside the image; separable."""
+def window_mean(images: Float32[Tensor, "C h w"], radius: int) -> Float32[Tensor, "C h w"]:
+    """Box means over the part of the window inside the image; separable."""
     size = 2 * radius + 1
     stack = functional.avg_pool2d(images[None], (1, size), 1, (0, radius), count_include_pad=False)
     return functional.avg_pool2d(stack, (size, 1), 1, (radius, 0), count_include_pad=False)[0]

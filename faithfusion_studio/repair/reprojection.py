@@ -26,6 +26,7 @@ from faithfusion_studio.repair.base import (
     WarpFeatures,
 )
 from faithfusion_studio.repair.depth_repair import smooth_planes
+from faithfusion_studio.repair.far_depth import FarConfig, far_factor
 from faithfusion_studio.repair.warping import (
     SKY_DEPTH,
     Projected,
@@ -55,25 +56,29 @@ class ReprojectionConfig:
     """Splats this far (relative) behind the nearest one are the same surface and are averaged."""
     reference_window: float = 0.0125
     """Half the window in which recorded depth is smoothed, share of the image width."""
-    consensus_window: float = 0.03
+    consensus_window: float = 0.045
     """The same for the consensus depth."""
     depth_noise: float = 0.03
     """Relative ripple of depth that smoothing removes; larger flattens more."""
-    edge_tolerance: float = 0.05
+    edge_tolerance: float = 0.12
     """Relative second difference of inverse depth above which a pixel may mix two surfaces."""
     depth_tolerance: float = 0.06
     """Relative disagreement of depth at which a reference's weight has fallen to 1/e."""
+    far: FarConfig = FarConfig()
+    """The search for the distance of far things."""
+    far_tolerance: float = 0.25
+    """`depth_tolerance` where that search changed the depth."""
     refinements: int = 1
     """How often the consensus depth is corrected by the looked-up depths; 0 keeps the splat."""
-    distance_power: float = 2.0
+    distance_power: float = 1.5
     """Preference for references near to the surface; larger prefers more strongly."""
     color_tolerance: float = 0.02
     """Squared colour distance from the first mean at which a weight has fallen to 1/e."""
     covered_weight: float = 0.3
     """Summed weight above which a pixel counts as seen."""
-    fade_variance: float = 0.005
+    fade_variance: float = 0.004
     """Colour variance among references at which the repair has faded to 1/e of itself."""
-    sharpness: float = 4.0
+    sharpness: float = 2.0
     """Exponent on the weights; above 1 the best reference dominates and textures stay sharp."""
 
 
@@ -210,14 +215,25 @@ def _same_time(reference: Prepared, camera: Camera) -> bool:
 
 
 def _weigh(
-    camera: Camera, depth: Tensor, reference: Prepared, config: ReprojectionConfig
+    camera: Camera,
+    depth: Tensor,
+    reference: Prepared,
+    config: ReprojectionConfig,
+    factor: Tensor | None = None,
 ) -> tuple[Projected, Tensor, Tensor]:
-    """Where novel pixels fall in a reference, their weights [H, W], sampled / projected depth [H, W]."""
+    """Where novel pixels fall in a reference, their weights [H, W], sampled / projected depth [H, W].
+
+    `factor` is what `far_factor` found: the reference's own depth is wrong there by the same factor.
+    """
     points = reproject(camera, reference.camera, depth)
     inverse, usable, still = sample(reference.geometry, points, reference.camera)
+    tolerance: float | Tensor = config.depth_tolerance
+    if factor is not None:
+        inverse = inverse * factor
+        tolerance = torch.where(factor < 0.99, config.far_tolerance, config.depth_tolerance)
     disagreement = points.z * inverse - 1
     nearness = (depth / points.z.clamp(min=1e-3)).clamp(0.2, 5)
-    weight = torch.exp(-((disagreement / config.depth_tolerance) ** 2))
+    weight = torch.exp(-((disagreement / tolerance) ** 2))
     weight = weight * (0.05 + nearness**config.distance_power) * usable * points.inside
     if not _same_time(reference, camera):
         weight = weight * (still > 0.999)
@@ -258,13 +274,16 @@ def warp_references(
     for _ in range(config.refinements):
         depth = refine_depth(camera, depth, references, config)
     depth = _smoothed(depth, config.consensus_window, config)
+    views = [(reference.camera, reference.colors) for reference in references]
+    factor = far_factor(camera, depth, views, config.far)
+    depth = (depth / factor).clamp(max=SKY_DEPTH)
     shape = (camera.height, camera.width)
     if not references:
         empty, black = torch.zeros(shape), torch.zeros(*shape, 3)
         return WarpFeatures(black, empty, empty, black, empty, depth)
     colors, weights = [], []
     for reference in references:
-        points, weight, _ = _weigh(camera, depth, reference, config)
+        points, weight, _ = _weigh(camera, depth, reference, config, factor)
         colors.append(sample(reference.colors, points, reference.camera))
         weights.append(weight)
     return _fuse(torch.stack(colors), torch.stack(weights), depth, config)

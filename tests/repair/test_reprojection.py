@@ -170,7 +170,7 @@ def test_the_engine_repairs_a_ruined_render_and_knows_where_it_cannot():
     )
     result = repair_batch(ReprojectionRepairer(), batch)
     repaired = result.pixel_provenance[0] == 1
-    assert psnr(result.rgb[0][repaired], truth[repaired]) > 22
+    assert psnr(result.rgb[0][repaired], truth[repaired]) > 20
     assert torch.equal(result.rgb[0][~repaired], render[~repaired])
     assert float(result.confidence[0][~repaired].max()) == 0
     error = (result.rgb[0] - truth).abs().mean(-1)
