@@ -91,7 +91,8 @@ def smooth_planes(
         radius: Half the window, pixels.
         noise: Relative deviation from the plane that counts as noise.
 
-    Source: the guided filter of He et al. with pixel coordinates as guide, blended as a Wiener filter.
+    Source: the guided filter of He et al. with pixel coordinates as guide, blended as a Wiener filter;
+    coefficients on a coarser grid as in the fast guided filter (He and Sun 2015).
     """
     height, width = depth.shape
     inverse = 1 / depth
@@ -100,7 +101,23 @@ def smooth_planes(
     moments = torch.stack(
         [x, y, x * x, x * y, y * y, inverse, inverse * x, inverse * y, inverse * inverse]
     )
-    mx, my, mxx, mxy, myy, mean, mix, miy, mii = window_mean(moments, radius)
+    step = max(1, radius // 4)
+    if step > 1:
+        moments = functional.avg_pool2d(
+            moments[None], step, ceil_mode=True, count_include_pad=False
+        )[0]
+    coarse = max(1, round(radius / step))
+    keep, plane = _plane_fit(window_mean(moments, coarse), noise)
+    blended = window_mean(torch.cat([keep[None], (1 - keep) * plane]), coarse)
+    if step > 1:
+        blended = functional.interpolate(blended[None], (height, width), mode="bilinear")[0]
+    smooth = blended[0] * inverse + blended[1] + blended[2] * x + blended[3] * y
+    return 1 / torch.where(smooth > 0, smooth, inverse)
+
+
+def _plane_fit(moments: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Share of the original to keep [h, w] and the plane (constant, slopes) [3, h, w] of each window."""
+    mx, my, mxx, mxy, myy, mean, mix, miy, mii = moments
     cxx, cxy, cyy = mxx - mx * mx + 1e-4, mxy - mx * my, myy - my * my + 1e-4
     cxi, cyi, cii = mix - mx * mean, miy - my * mean, mii - mean * mean
     determinant = cxx * cyy - cxy * cxy
@@ -108,10 +125,7 @@ def smooth_planes(
     slope_y = (cyi * cxx - cxi * cxy) / determinant
     variance = (cii - slope_x * cxi - slope_y * cyi).clamp(min=0)
     keep = variance / (variance + (noise * mean) ** 2)
-    plane = torch.stack([mean - slope_x * mx - slope_y * my, slope_x, slope_y])
-    blended = window_mean(torch.cat([keep[None], (1 - keep) * plane]), radius)
-    smooth = blended[0] * inverse + blended[1] + blended[2] * x + blended[3] * y
-    return 1 / torch.where(smooth > 0, smooth, inverse)
+    return keep, torch.stack([mean - slope_x * mx - slope_y * my, slope_x, slope_y])
 
 
 def window_mean(images: Float32[Tensor, "C h w"], radius: int) -> Float32[Tensor, "C h w"]:

@@ -114,7 +114,7 @@ class ReprojectionRepairer:
 
     def estimate_seconds(self, frames: int, height: int, width: int, device: str = "cpu") -> float:
         """Expected time, s: linear in pixels and references, measured on two CPU threads."""
-        return 1.8e-7 * frames * height * width * self.config.num_references
+        return 2.3e-7 * frames * height * width * self.config.num_references
 
     def repair(self, batch: RepairBatch) -> Iterator[FrameRepair]:
         """One warped and fused frame after the other."""
