@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-RECORDED_SHARE, RECORDED_VALUE = 0.9, 0.4
+RECORDED_SHARE, RECORDED_VALUE = 0.8, 0.4
 """This share of the recorded pixels is more certain than what is mapped to this value."""
 KNOTS = 17
 """Knots per branch of the map, which is linear in the logarithm of the nats."""
@@ -46,8 +46,8 @@ def void_nats(void_std: float, noise_std: float) -> float:
 def fit_calibration(recorded: Sequence[Float32[Tensor, "*_"]], void: float) -> Calibration:
     """The map of a scene from the EIG of its recorded views, linear in log nats between three anchors.
 
-    0 is the median recorded pixel, 0.4 the recorded pixel than which 90 % are more certain, 1 the void: so
-    the threshold 0.4 asks on every scene for what is known worse than nine tenths of the recording.
+    0 is the median recorded pixel, 0.4 the recorded pixel than which 80 % are more certain, 1 the void: so
+    the threshold 0.4 asks on every scene for what is known worse than four fifths of the recording.
 
     Args:
         recorded: EIG maps of recorded views, nats; may be empty.

@@ -12,7 +12,11 @@ from faithfusion_studio.information import (
     spearman_pooled,
     split_regions,
 )
-from faithfusion_studio.information.calibration import fit_calibration, void_nats
+from faithfusion_studio.information.calibration import (
+    RECORDED_SHARE,
+    fit_calibration,
+    void_nats,
+)
 
 
 def test_void_nats_are_the_gain_of_three_unknown_channels() -> None:
@@ -30,7 +34,7 @@ def test_the_map_is_monotone_from_the_median_to_the_void() -> None:
     assert float(calibration.apply(median)) == pytest.approx(0, abs=1e-3)
     assert float(calibration.apply(torch.tensor(6.0))) == 1
     assert float(calibration.apply(torch.tensor(9.0))) == 1
-    outer = torch.quantile(torch.cat([m.reshape(-1) for m in recorded]), 0.9)
+    outer = torch.quantile(torch.cat([m.reshape(-1) for m in recorded]), RECORDED_SHARE)
     assert float(calibration.apply(outer)) == pytest.approx(0.4, abs=0.01)
 
 

@@ -96,9 +96,8 @@ def test_a_newcomer_finds_the_eig_of_a_shifted_lane(page, studio, session):
     wait_for(lambda: view.get().offset == 2.75)
 
 
-@pytest.mark.slow
-def test_the_whole_journey(page, studio, session, tmp_path):
-    """Look, repair, accept, fuse while the view moves, undo, redo; a reload finds it all again."""
+def test_the_whole_journey(page, studio, session):
+    """Look, repair, fuse while the view moves, undo, redo, export and play; a reload finds it again."""
     view = studio.clients[0].view
     page.get_by_role("button", name="Measure the evidence").click()
     wait_for(lambda: session.state.fisher_ready)
@@ -122,8 +121,20 @@ def test_the_whole_journey(page, studio, session, tmp_path):
     wait_for(lambda: session.store.latest().scene is before.scene)
     page.keyboard.press("Control+Shift+z")
     wait_for(lambda: session.store.latest().scene is not before.scene)
+    page.get_by_role("tab", name="Export").click()
+    page.get_by_role("button", name="Export MP4").click()
+    wait_for(lambda: session.state.exports, seconds=120)
+    assert len(decoded_frames(session.state.exports[-1])) == 3
     page.reload()
     page.get_by_role("tab", name="Repair").wait_for(timeout=60_000)
     page.get_by_role("tab", name="Repair").click()
     page.get_by_text("Repaired frames").first.wait_for()
     assert len(session.state.frames) == 3
+
+
+def decoded_frames(path):
+    """Every picture of a video file, as arrays."""
+    import av
+
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
