@@ -25,7 +25,7 @@ from faithfusion_studio.repair.base import (
     RepairerInfo,
     WarpFeatures,
 )
-from faithfusion_studio.repair.depth_repair import smooth_planes
+from faithfusion_studio.repair.depth_repair import smooth_planes, window_mean
 from faithfusion_studio.repair.far_depth import FarConfig, far_factor
 from faithfusion_studio.repair.warping import (
     SKY_DEPTH,
@@ -141,8 +141,10 @@ class ReprojectionRepairer:
         """Fused colours as far as the references agree about them, else the render."""
         config = self.config
         seen = features.weight > config.covered_weight
+        share = window_mean(seen.to(torch.float32)[None], 2)[0]
+        seen &= share > 0.5  # single pixels in the middle of nothing look like dust
         agreement = torch.exp(-features.variance / config.fade_variance)
-        confidence = torch.where(seen, agreement, torch.zeros_like(agreement))
+        confidence = torch.where(seen, agreement * share, torch.zeros_like(agreement))
         rgb = torch.lerp(render, features.fused, confidence[..., None]).clamp(0, 1)
         provenance = seen.to(torch.uint8) * int(PixelProvenance.REPROJECTED)
         depth = torch.where(features.depth < 0.5 * SKY_DEPTH, features.depth, 0.0)
