@@ -16,8 +16,6 @@ _HOMES = {
     "eig_map": "eig",
     "predicted_std": "eig",
     "Calibration": "calibration",
-    "sparsification": "calibration",
-    "spearman_pooled": "calibration",
     "Regions": "regions",
     "split_regions": "regions",
 }
@@ -36,8 +34,6 @@ __all__ = [
     "follow_topology",
     "predicted_std",
     "recorded_fisher",
-    "sparsification",
-    "spearman_pooled",
     "split_regions",
 ]
 

@@ -1,4 +1,4 @@
-"""The scene's monotone map, the score of a ranking, and the split into regions."""
+"""The scene's monotone map, and the split into regions."""
 
 import math
 
@@ -8,8 +8,6 @@ import torch
 from faithfusion_studio.information import (
     Calibration,
     EigMap,
-    sparsification,
-    spearman_pooled,
     split_regions,
 )
 from faithfusion_studio.information.calibration import (
@@ -50,24 +48,6 @@ def test_two_knots_interpolate_linearly() -> None:
     calibration = Calibration(torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
     got = calibration.apply(torch.tensor([[0.5, 1.5], [2.0, 4.0]]))
     torch.testing.assert_close(got, torch.tensor([[0.0, 0.25], [0.5, 1.0]]))
-
-
-def test_perfect_reversed_and_random_rankings_score_as_they_must() -> None:
-    generator = torch.Generator().manual_seed(2)
-    error = torch.rand(64, 64, generator=generator) ** 3
-    area, rank = sparsification(error, error)
-    assert area == 0 and rank == pytest.approx(1)
-    assert spearman_pooled(-error, error) == pytest.approx(-1)
-    random = [sparsification(torch.rand(64, 64, generator=generator), error) for _ in range(5)]
-    assert all(0.3 < a < 0.8 for a, _ in random)
-    assert abs(sum(r for _, r in random) / 5) < 0.2
-    assert spearman_pooled(torch.ones(64, 64), error) == 0
-
-
-def test_ranks_share_ties_and_small_inputs_are_not_pooled() -> None:
-    a = torch.tensor([1.0, 2.0, 2.0, 3.0])
-    assert spearman_pooled(a, a * 10) == pytest.approx(1)
-    assert spearman_pooled(a, torch.tensor([4.0, 3.0, 3.0, 1.0])) == pytest.approx(-1)
 
 
 def _map(calibrated: torch.Tensor, coverage: torch.Tensor | None = None) -> EigMap:
