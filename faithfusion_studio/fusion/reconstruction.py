@@ -27,6 +27,8 @@ from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
 from faithfusion_studio.scene import Capture, Scene
 
 DENSIFY_FROM, DENSIFY_UNTIL, DENSIFY_TIMES = 0.06, 0.6, 32
+PIXELS_PER_GAUSSIAN = 6
+"""A small recording cannot feed more Gaussians than one per so many recorded pixels."""
 COARSE_UNTIL = 0.25
 """Share of the schedule that trains at half the training resolution."""
 
@@ -71,11 +73,13 @@ class Reconstruction:
     def _prepare(self) -> tuple[Learner, GradientDensify]:
         config = self.config
         trained = self.capture.select(self.training)
+        pixels = sum(f.camera.width * f.camera.height for f in trained.frames) * config.scale**2
+        limit = min(config.max_gaussians, max(2000, int(pixels / PIXELS_PER_GAUSSIAN)))
         gaussians, extent = initial_gaussians(
             trained,
             seed=config.seed,
             sh_degree=config.sh_degree,
-            limit=max(1000, int(0.7 * config.max_gaussians)),
+            limit=int(0.7 * limit),
         )
         exposures = torch.eye(3, 4).repeat(len(self.capture), 1, 1) if config.exposure else None
         scene = Scene(
@@ -85,7 +89,7 @@ class Reconstruction:
             exposures=exposures,
         )
         learner = Learner(scene, config.rates, config.weights, extent=extent)
-        return learner, GradientDensify(extent=extent, max_gaussians=config.max_gaussians)
+        return learner, GradientDensify(extent=extent, max_gaussians=limit)
 
     def _view(self, index: int, factor: float) -> TrainingView:
         """A recorded frame at a share of its recorded size; kept in small types between uses."""

@@ -76,7 +76,11 @@ class ReprojectionConfig:
     """Squared colour distance from the first mean at which a weight has fallen to 1/e."""
     covered_weight: float = 0.3
     """Summed weight above which a pixel counts as seen."""
-    fade_variance: float = 0.004
+    evidence_radius: int = 4
+    """The repair fades where few pixels within this radius were seen, pixels."""
+    agreement_radius: int = 2
+    """Radius over which the references' disagreement is averaged before it counts, pixels."""
+    fade_variance: float = 0.005
     """Colour variance among references at which the repair has faded to 1/e of itself."""
     sharpness: float = 2.0
     """Exponent on the weights; above 1 the best reference dominates and textures stay sharp."""
@@ -141,10 +145,11 @@ class ReprojectionRepairer:
         """Fused colours as far as the references agree about them, else the render."""
         config = self.config
         seen = features.weight > config.covered_weight
-        share = window_mean(seen.to(torch.float32)[None], 2)[0]
+        share = window_mean(seen.to(torch.float32)[None], config.evidence_radius)[0]
         seen &= share > 0.5  # single pixels in the middle of nothing look like dust
-        agreement = torch.exp(-features.variance / config.fade_variance)
-        confidence = torch.where(seen, agreement * share, torch.zeros_like(agreement))
+        variance = window_mean(features.variance[None], config.agreement_radius)[0]
+        believed = torch.exp(-variance / config.fade_variance) * share**2
+        confidence = torch.where(seen, believed, torch.zeros_like(believed))
         rgb = torch.lerp(render, features.fused, confidence[..., None]).clamp(0, 1)
         provenance = seen.to(torch.uint8) * int(PixelProvenance.REPROJECTED)
         depth = torch.where(features.depth < 0.5 * SKY_DEPTH, features.depth, 0.0)
