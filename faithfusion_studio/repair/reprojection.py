@@ -46,7 +46,7 @@ SPREAD = (-0.7, 0.3, -1.6, 1.0, -3.0, 1.8, -2.2, -1.1, -4.5, 3.0)
 class ReprojectionConfig:
     """The numbers of the warp; chosen on procedural streets."""
 
-    num_references: int = 6
+    num_references: int = 8
     """Recorded frames per novel frame; more covers more and costs time."""
     splat_stride: int = 1
     """Every how many rows and columns of the recorded depth are splatted."""
@@ -319,7 +319,7 @@ def _fuse(
     )
 
 
-def select_references(camera: Camera, candidates: Sequence[Camera], count: int = 6) -> list[int]:
+def select_references(camera: Camera, candidates: Sequence[Camera], count: int = 8) -> list[int]:
     """Indices of the recorded cameras that see most of what a novel view sees, best first.
 
     Args:
