@@ -12,6 +12,7 @@ from faithfusion_studio.scene import Scene
 from faithfusion_studio.session import commands as c
 from faithfusion_studio.session.history import History
 from faithfusion_studio.session.jobs import Job, JobResult, JobStep, require_finite
+from faithfusion_studio.session.memory import release_unused
 from faithfusion_studio.session.state import (
     JobKind,
     JobState,
@@ -23,6 +24,8 @@ from faithfusion_studio.session.store import SceneStore
 
 PUBLISH_EVERY = 0.5
 """Seconds between two snapshots of a running fusion."""
+RELEASE_EVERY = 2.0
+"""Seconds between two returns of freed memory while a job runs."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class JobRunner:
         self._store, self._history, self._board = store, history, board
         self._running: _Running | None = None
         self._published = 0.0
+        self._released = 0.0
         self._saved = history.current.number
         board.change(**self._facts())
 
@@ -128,6 +132,9 @@ class JobRunner:
         job = self._board.state.job or JobState(running.kind, running.label)
         if job.paused or time.monotonic() - self._published >= PUBLISH_EVERY:
             self._publish(running, step)
+        if time.monotonic() - self._released >= RELEASE_EVERY:
+            release_unused()
+            self._released = time.monotonic()
         job = replace(job, done=step.done, total=step.total, seconds_left=step.seconds_left)
         self._board.change(job=job, **step.changes)
         return None
@@ -143,6 +150,7 @@ class JobRunner:
 
     def _finish(self, running: _Running, result: JobResult) -> c.Command | None:
         self._running = None
+        release_unused()
         if result.scene is not None:
             if result.label is None:
                 self._history.amend(result.scene)
