@@ -37,13 +37,13 @@ class ClientPose:
 
     def camera(self, width: int, height: int, time: float) -> Camera:
         """Our camera of this pose on a grid of the given size."""
-        focal = 0.5 * height / math.tan(0.5 * self.fov)
-        K = torch.tensor(
-            [[focal, 0, 0.5 * width], [0, focal, 0.5 * height], [0, 0, 1]], dtype=torch.float64
-        )
+        from nerfview import CameraState
+
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3] = quat_to_rotmat(torch.tensor(self.wxyz, dtype=torch.float64))
         pose[:3, 3] = torch.tensor(self.position, dtype=torch.float64)
+        state = CameraState(fov=self.fov, aspect=width / height, c2w=pose.numpy())
+        K = torch.from_numpy(np.asarray(state.get_K((width, height)), dtype=np.float64))
         return Camera(camtoworld=pose, K=K, width=width, height=height, time=time)
 
     def stands_like(self, other: ClientPose) -> bool:
