@@ -41,6 +41,10 @@ DEPTH_RANGE = (1.0, 100.0)
 """Ends of the logarithmic depth colours, m; the `.npy` holds the metres themselves."""
 
 
+NOT_A_FOLDER = {".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".png", ".jpg", ".jpeg", ".npy"}
+"""Suffixes of files that people expect and this module does not write."""
+
+
 class VideoError(StudioError):
     """An export that cannot be made or written."""
 
@@ -91,6 +95,10 @@ def export_video(
         MissingFisherError: The layer "eig" of a scene without evidence.
     """
     options, path = options or VideoOptions(), Path(path)
+    if path.suffix.lower() in NOT_A_FOLDER:
+        raise VideoError(
+            f"{path}: {path.suffix} files are not written; name an .mp4 file, or a folder for pictures."
+        )
     _check(cameras, path, options)
     if options.size is not None:
         cameras = [fit_camera(camera, *options.size) for camera in cameras]

@@ -240,6 +240,13 @@ def test_impossible_wishes_are_refused_at_once(scene, cameras, tmp_path, options
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["clip.avi", "clip.GIF", "frame.png"])
+def test_other_suffixes_are_not_taken_for_folders(scene, cameras, tmp_path, name):
+    with pytest.raises(VideoError, match="name an .mp4 file"):
+        list(export_video(scene, cameras, tmp_path / name, VideoOptions(layers=("rgb",))))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_targets_that_cannot_be_are_refused(scene, cameras, tmp_path):
     with pytest.raises(VideoError, match="no frames"):
         export_video(scene, [], tmp_path / "out.mp4")
