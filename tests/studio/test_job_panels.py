@@ -227,7 +227,7 @@ def test_fuse_runs_with_the_chosen_numbers_and_can_be_undone(studio):
     charts = [h for kind, h in s.gui.made if kind == "add_uplot"]
     assert all(chart.visible for chart in charts)
     assert charts[0].data[0][-1] == 50
-    assert "21.00 dB before, 70.00 dB now (+49.00)" in s.gui.text()
+    assert "last fusion: 21.00 dB before, 70.00 dB after 50 steps (+49.00)" in s.gui.text()
     s.gui.use("Undo: Fusion +3 m, frames 1-3")
     s.settle()
     assert s.session.state.cursor == 0

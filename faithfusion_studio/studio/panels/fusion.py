@@ -161,8 +161,12 @@ def _counts(state: SessionState) -> str:
 
 
 def _harm(state: SessionState) -> str:
-    """What fusion did to the recorded views."""
+    """What the last fusion did to the recorded views; true of that run, also once it is undone."""
     if state.psnr_before is None or len(state.psnr_curve) < 2:
         return ""
-    now = state.psnr_curve[-1][1]
-    return f"Recorded views: {state.psnr_before:.2f} dB before, {now:.2f} dB now ({now - state.psnr_before:+.2f})."
+    steps, after = state.psnr_curve[-1]
+    change_db = after - state.psnr_before
+    return (
+        f"Recorded views, last fusion: {state.psnr_before:.2f} dB before, "
+        f"{after:.2f} dB after {steps} steps ({change_db:+.2f})."
+    )
