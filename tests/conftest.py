@@ -43,6 +43,9 @@ def _modules() -> list[str]:
 
 install_import_hook(_modules(), "beartype.beartype")
 torch.set_num_threads(2)
+if not torch.cuda.is_available():
+    # Triton decides once per process; its interpreter runs the kernels on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = ROOT.parent / "shared"
 

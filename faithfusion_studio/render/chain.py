@@ -14,17 +14,20 @@ rows times the body rotation, and s the scales: cov2d = (sum s_k^2 u_k^2, sum s_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from faithfusion_studio.render.rasterization import BackendError, RasterizationMeta
+from faithfusion_studio.render.rasterization import RasterizationMeta, backend
 from faithfusion_studio.transforms import SH_C0, eval_sh, quat_to_rotmat, sh_basis
 
 PARAMETERS, RECORD = 13, 9
 PACKED_BLOCK, PACKED_RECORD = 91, 45
+CHUNK = 1 << 17
+"""Gaussians the torch formulas take at a time; their temporaries need about 4 KB each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,26 +66,12 @@ class ChainView:
 
 def visible_gaussians(meta: RasterizationMeta) -> Int[Tensor, "V"]:
     """Which Gaussians the first camera of a rasterisation drew."""
-    if meta.device.type != "cpu":
-        return (meta.radii[0] > 0).all(-1).nonzero()[:, 0]
-    frame = meta.tiles.frames[0]
-    out = torch.empty(frame.visible, dtype=torch.int32)
-    _core()[0].visible_gaussians(frame, out.numpy())
-    return out
+    return backend(meta.device).visible_gaussians(meta)
 
 
 def last_positions(meta: RasterizationMeta) -> Int[Tensor, "H W"]:
-    """List position, from 1, of the last Gaussian the first camera blended into each pixel; 0 for none.
-
-    Raises:
-        BackendError: The rasterisation ran on another device than the CPU.
-    """
-    if meta.device.type != "cpu":
-        raise BackendError(f"Found a rasterisation on {meta.device}; expected one on the CPU.")
-    out = torch.zeros(meta.height, meta.width, dtype=torch.int32)
-    core, threads = _core()
-    core.last_positions(meta.tiles.frames[0], out.numpy(), threads)
-    return out
+    """List position, from 1, of the last Gaussian the first camera blended into each pixel; 0 for none."""
+    return backend(meta.device).last_positions(meta)
 
 
 def pack(matrices: Float[Tensor, "*B D D"]) -> Float[Tensor, "*B T"]:
@@ -120,14 +109,15 @@ def add_fisher(
             _arguments(view), _plain(information), blocks.numpy(), sh_evidence.numpy(), threads
         )
         return
-    A, basis, lit = chain_matrices(view)
-    S = unpack(information[view.visible], RECORD)
-    rows = view.evidence_rows
-    blocks.index_add_(0, rows, pack(A.transpose(1, 2) @ S @ A))
-    if basis.shape[1] > 1:
-        colour = torch.diagonal(S, dim1=1, dim2=2)[:, 6:] * lit
-        gain = basis[:, 1:, None] ** 2 * colour[:, None]
-        sh_evidence[:, : gain.shape[1]].index_add_(0, rows, gain)
+    for part in _chunks(view):
+        A, basis, lit = chain_matrices(part)
+        S = unpack(information[part.visible], RECORD)
+        rows = part.evidence_rows
+        blocks.index_add_(0, rows, pack(A.transpose(1, 2) @ S @ A))
+        if basis.shape[1] > 1:
+            colour = torch.diagonal(S, dim1=1, dim2=2)[:, 6:] * lit
+            gain = basis[:, 1:, None] ** 2 * colour[:, None]
+            sh_evidence[:, : gain.shape[1]].index_add_(0, rows, gain)
 
 
 def factor_blocks(
@@ -148,14 +138,17 @@ def factor_blocks(
         out = torch.empty_like(blocks)
         core.factor_blocks(_plain(blocks), _plain(prior), diagonal, out.numpy(), threads)
         return out
-    H = unpack(blocks.double(), PARAMETERS) + torch.diag_embed(prior.double())
-    if diagonal:
-        W = torch.diag_embed(torch.diagonal(H, dim1=1, dim2=2).rsqrt())
-    else:
-        eye = torch.eye(PARAMETERS, dtype=H.dtype, device=H.device).expand_as(H)
-        W = torch.linalg.solve_triangular(torch.linalg.cholesky(H), eye, upper=False)
-    rows, columns = torch.tril_indices(PARAMETERS, PARAMETERS, device=W.device)
-    return W[:, rows, columns].to(blocks.dtype)
+    rows, columns = torch.tril_indices(PARAMETERS, PARAMETERS, device=blocks.device)
+    factors = [blocks.new_empty(0, PACKED_BLOCK)]
+    for some, precision in zip(blocks.split(CHUNK), prior.split(CHUNK), strict=True):
+        H = unpack(some.double(), PARAMETERS) + torch.diag_embed(precision.double())
+        if diagonal:
+            W = torch.diag_embed(torch.diagonal(H, dim1=1, dim2=2).rsqrt())
+        else:
+            eye = torch.eye(PARAMETERS, dtype=H.dtype, device=H.device).expand_as(H)
+            W = torch.linalg.solve_triangular(torch.linalg.cholesky(H), eye, upper=False)
+        factors.append(W[:, rows, columns].to(blocks.dtype))
+    return torch.cat(factors)
 
 
 def posterior_covariances(
@@ -186,21 +179,28 @@ def posterior_covariances(
             _arguments(view), _plain(factors), evidence, sh_prior, scale, out.numpy(), threads
         )
         return out
-    A, basis, lit = chain_matrices(view)
     rows, columns = torch.tril_indices(PARAMETERS, PARAMETERS, device=out.device)
-    W = factors.new_zeros(len(A), PARAMETERS, PARAMETERS)
-    W[:, rows, columns] = factors[view.evidence_rows]
-    X = W @ A.transpose(1, 2)
-    M = X.transpose(1, 2) @ X
-    if sh_evidence is not None and basis.shape[1] > 1:
-        variance = 1 / (sh_evidence[view.evidence_rows, : basis.shape[1] - 1] + sh_prior)
-        colour = (basis[:, 1:, None] ** 2 * variance).sum(1) * lit
-        M[:, range(6, 9), range(6, 9)] += colour
-    out[view.visible] = pack(M * scale)
+    for part in _chunks(view):
+        A, basis, lit = chain_matrices(part)
+        W = factors.new_zeros(len(A), PARAMETERS, PARAMETERS)
+        W[:, rows, columns] = factors[part.evidence_rows]
+        X = W @ A.transpose(1, 2)
+        M = X.transpose(1, 2) @ X
+        if sh_evidence is not None and basis.shape[1] > 1:
+            variance = 1 / (sh_evidence[part.evidence_rows, : basis.shape[1] - 1] + sh_prior)
+            colour = (basis[:, 1:, None] ** 2 * variance).sum(1) * lit
+            M[:, range(6, 9), range(6, 9)] += colour
+        out[part.visible] = pack(M * scale)
     return out
 
 
 # --------------------------------------------------------------------------- formulas in torch
+
+
+def _chunks(view: ChainView) -> Iterator[ChainView]:
+    """The view, some visible Gaussians at a time."""
+    for index in view.visible.split(CHUNK):
+        yield replace(view, visible=index)
 
 
 def chain_matrices(

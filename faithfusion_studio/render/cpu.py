@@ -311,6 +311,21 @@ def rasterization(
     return rendered, alphas, meta
 
 
+def visible_gaussians(meta: RasterizationMeta) -> Tensor:
+    """Indices of the Gaussians the first camera drew."""
+    frame = meta.tiles.frames[0]
+    out = torch.empty(frame.visible, dtype=torch.int32)
+    _load_core().visible_gaussians(frame, out.numpy())
+    return out
+
+
+def last_positions(meta: RasterizationMeta) -> Tensor:
+    """List position, from 1, of the last Gaussian the first camera blended into each pixel; 0 for none."""
+    out = torch.zeros(meta.height, meta.width, dtype=torch.int32)
+    _load_core().last_positions(meta.tiles.frames[0], out.numpy(), _work()[0])
+    return out
+
+
 def _rgb_tiles(meta: RasterizationMeta) -> _Tiles:
     if not meta.tiles.has_rgb:
         raise BackendError(

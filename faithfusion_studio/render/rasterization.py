@@ -105,7 +105,12 @@ class RasterizationMeta:
         return self.screen.colors
 
 
-def _backend(device: torch.device) -> ModuleType:
+def backend(device: torch.device) -> ModuleType:
+    """The module that renders tensors of a device.
+
+    Raises:
+        BackendError: No such device here.
+    """
     if device.type == "cpu":
         from faithfusion_studio.render import cpu
 
@@ -236,7 +241,7 @@ def rasterization(
         f"rasterize_mode {rasterize_mode!r}",
         f"one of {get_args(RasterizeMode)}",
     )
-    return _backend(means.device).rasterization(
+    return backend(means.device).rasterization(
         means,
         quats,
         scales,
@@ -280,7 +285,7 @@ def accumulate_information(
     Raises:
         BackendError: The meta has no three colour channels, or the weight has another size.
     """
-    return _backend(meta.device).accumulate_information(meta, pixel_weight, backgrounds)
+    return backend(meta.device).accumulate_information(meta, pixel_weight, backgrounds)
 
 
 def evaluate_information(
@@ -301,4 +306,4 @@ def evaluate_information(
     Raises:
         BackendError: The meta has no three colour channels, or the covariances have another shape.
     """
-    return _backend(meta.device).evaluate_information(meta, covariances, backgrounds)
+    return backend(meta.device).evaluate_information(meta, covariances, backgrounds)

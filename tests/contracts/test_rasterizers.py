@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,37 @@ from faithfusion_studio.render.rasterization import (
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 sys.path.insert(0, str(REFERENCE))
+import gsplat_twin  # noqa: E402
 import slow_raster as slow  # noqa: E402
 
 GOLDEN = ["plain_sh0", "plain_sh3", "hard_sh1", "crowd_sh2"]
+HAS_CUDA = torch.cuda.is_available()
 CUDA = pytest.param(
     "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    ],
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")],
 )
-DEVICES = ["cpu", CUDA]
+TWIN = pytest.param(
+    "twin", marks=pytest.mark.skipif(HAS_CUDA, reason="the kernels themselves run on this machine")
+)
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+BACKENDS = ["cpu", CUDA, TWIN]
+"""The CPU core; CUDA; the CUDA backend on CPU tensors, over a torch twin of gsplat's operators."""
 PARAMETERS = ("means", "quats", "scales", "opacities", "sh")
 UPPER9, UPPER3 = torch.triu_indices(9, 9), torch.triu_indices(3, 3)
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request, monkeypatch) -> str:
+    """Where the tensors of the backend under test live."""
+    if request.param != "twin":
+        return request.param
+    gsplat_twin.install(monkeypatch)
+    return "cpu"
+
+
+def bar(device: str, tight: float, cuda: float) -> float:
+    """The largest relative error allowed; gsplat's fast arithmetic is given gsplat's own tolerances."""
+    return cuda if device == "cuda" else tight
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -115,7 +134,6 @@ def both(scene: dict, device: str, **options: str) -> tuple[list, list, list, li
     return tuple(results)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_images_equal_the_golden_files(name: str, device: str) -> None:
     d = golden(name)
@@ -136,11 +154,10 @@ def test_images_equal_the_golden_files(name: str, device: str) -> None:
         ("depth", colors[..., 3]),
         ("alpha", alphas[..., 0]),
     ):
-        assert relative(found[:3], d[f"train_{kind}"]) < 1e-4
-        assert relative(found[3], d[f"novel_{kind}"]) < 1e-4
+        assert relative(found[:3], d[f"train_{kind}"]) < bar(device, 1e-4, 2e-4)
+        assert relative(found[3], d[f"novel_{kind}"]) < bar(device, 1e-4, 2e-4)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_gradients_equal_the_golden_files(name: str, device: str) -> None:
     d = golden(name)
@@ -159,7 +176,7 @@ def test_gradients_equal_the_golden_files(name: str, device: str) -> None:
     loss = (colors[0] * v).sum() + (alphas[0, ..., 0] * d["v_alpha"].to(alphas)).sum()
     loss.backward()
     for name_, tensor in zip(PARAMETERS, tensors, strict=True):
-        assert relative(tensor.grad, d[f"grad_{name_}"]) < 1e-4, name_
+        assert relative(tensor.grad, d[f"grad_{name_}"]) < bar(device, 1e-4, 5e-3), name_
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -206,7 +223,6 @@ def test_the_slow_twin_has_the_gradients_of_its_own_finite_differences() -> None
     assert torch.autograd.gradcheck(render, tensors, eps=1e-7, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
 @pytest.mark.parametrize("filtering", ["classic", "antialiased"])
 def test_every_mode_equals_the_twin_in_images_and_gradients(
@@ -218,15 +234,14 @@ def test_every_mode_equals_the_twin_in_images_and_gradients(
     )
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
-        assert relative(a, b) < 1e-4
+        assert relative(a, b) < bar(device, 1e-4, 2e-4)
     for a, b in zip(gradients, expected_gradients, strict=True):
         if b is None or float(b.abs().max()) == 0:
             assert a is None or float(a.abs().max()) == 0
         else:
-            assert relative(a, b) < 2e-4
+            assert relative(a, b) < bar(device, 2e-4, 5e-3)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
 def test_features_of_any_width_equal_the_twin(device: str, channels: int) -> None:
     scene = random_scene(seed=channels, cameras=2)
@@ -236,10 +251,9 @@ def test_features_of_any_width_equal_the_twin(device: str, channels: int) -> Non
     scene["sh_degree"] = None
     found, gradients, expected, expected_gradients = both(scene, device, render_mode="RGB+D")
     for a, b in zip(found + gradients, expected + expected_gradients, strict=True):
-        assert relative(a, b) < 2e-4
+        assert relative(a, b) < bar(device, 2e-4, 5e-3)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_screen_gradients_belong_to_the_projected_means(device: str) -> None:
     scene = random_scene(seed=4, cameras=1)
     tensors = leaves(scene, device, torch.float32)
@@ -260,8 +274,8 @@ def test_screen_gradients_belong_to_the_projected_means(device: str) -> None:
     )
     J = slow.screen_jacobians(record, scene["W"], scene["H"], scene["backgrounds"][0])
     per_pixel = torch.einsum("nhwcm,hwc->nhwm", J[..., :2], weight[0].double())
-    assert relative(meta.grad_means2d[0], per_pixel.sum((1, 2))) < 1e-4
-    assert relative(meta.absgrad[0], per_pixel.abs().sum((1, 2))) < 1e-4
+    assert relative(meta.grad_means2d[0], per_pixel.sum((1, 2))) < bar(device, 1e-4, 5e-3)
+    assert relative(meta.absgrad[0], per_pixel.abs().sum((1, 2))) < bar(device, 1e-4, 5e-3)
     drawn = meta.radii[0, :, 0].cpu() > 0
     assert 0 < drawn.sum() < len(drawn)
     assert relative(meta.means2d[0][drawn], record.mean2d[drawn]) < 1e-5
@@ -289,8 +303,19 @@ def brute_force(scene: dict, camera: int) -> tuple[Tensor, slow.Record]:
     return J * mask[:, None, None, None], record
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("seed", [*range(20), *GOLDEN])
+@pytest.mark.parametrize(
+    ("device", "seed"),
+    [
+        *(("cpu", seed) for seed in [*range(20), *GOLDEN]),
+        *(pytest.param("cuda", seed, marks=CUDA.marks) for seed in [*range(20), *GOLDEN]),
+        # Triton's interpreter takes tens of milliseconds for each Gaussian in a tile.
+        *(
+            pytest.param("twin", seed, marks=[*TWIN.marks, needs_triton])
+            for seed in [*range(4), *GOLDEN]
+        ),
+    ],
+    indirect=["device"],
+)
 def test_information_equals_brute_force_jacobians_of_every_pixel(
     seed: int | str, device: str
 ) -> None:
@@ -321,8 +346,8 @@ def test_information_equals_brute_force_jacobians_of_every_pixel(
     packed = M[None, :, UPPER9[0], UPPER9[1]].float().to(device)
     found_S = accumulate_information(meta, weight.float().to(device))[0]
     found_G = evaluate_information(meta, packed)[0]
-    assert relative(found_S, S[:, UPPER9[0], UPPER9[1]]) < 1e-4
-    assert relative(found_G, G[..., UPPER3[0], UPPER3[1]]) < 1e-4
+    assert relative(found_S, S[:, UPPER9[0], UPPER9[1]]) < bar(device, 1e-4, 1e-3)
+    assert relative(found_G, G[..., UPPER3[0], UPPER3[1]]) < bar(device, 1e-4, 1e-3)
 
 
 def test_the_projection_equals_the_torch_reference_of_gsplat() -> None:
