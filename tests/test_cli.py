@@ -274,13 +274,14 @@ def test_synthesize_makes_a_capture_with_truth_beside_it(run, tmp_path):
 
 
 @pytest.mark.parametrize("topic", ["raster", "eig"])
-def test_bench_reports_ratios_with_their_protocol(run, tmp_path, topic):
+def test_bench_reports_its_keys_with_the_protocol(run, tmp_path, topic):
     found = run(
         "bench", topic, "--gaussians", "400", "--size", "64x48", "--repeats", "1", "--out", tmp_path
     )
     assert "interleaved" in found["protocol"]
     assert found["rows"]
-    assert names(tmp_path) == [f"bench_{topic}.json", f"bench_{topic}.md"]
+    assert found["frame_ms" if topic == "raster" else "eig_ms"] > 0
+    assert names(tmp_path) == [f"bench_{topic}{end}" for end in (".json", ".md", ".png")]
 
 
 # ----------------------------------------------------------------------------------- bad input

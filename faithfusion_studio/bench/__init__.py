@@ -1,4 +1,4 @@
-"""Repeatable measurements of speed as ratios, one file per topic, one report as JSON and Markdown."""
+"""Repeatable measurements of speed, one file per topic, one report as JSON, Markdown and a plot."""
 
 from typing import Any
 
@@ -6,19 +6,17 @@ _HOMES = {
     "BenchConfig": "report",
     "BenchError": "report",
     "Report": "report",
-    "Timing": "report",
+    "Timing": "measuring",
+    "configure": "topics",
     "run_bench": "topics",
-    "run_eig": "information",
-    "run_raster": "rendering",
 }
 __all__ = [
     "BenchConfig",
     "BenchError",
     "Report",
     "Timing",
+    "configure",
     "run_bench",
-    "run_eig",
-    "run_raster",
 ]
 
 

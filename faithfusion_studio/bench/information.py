@@ -1,4 +1,4 @@
-"""Speed of EIG: a whole map in block and diagonal form, and its pixel pass, against a frame."""
+"""Speed and exactness of EIG: whole maps, their pixel passes against the blend, Fisher of one view."""
 
 from __future__ import annotations
 
@@ -6,66 +6,67 @@ from dataclasses import replace
 
 import torch
 
-from faithfusion_studio.bench.rendering import bench_camera, bench_scene
-from faithfusion_studio.bench.report import BenchConfig, Report, interleave
+from faithfusion_studio.bench.measuring import interleave
+from faithfusion_studio.bench.rendering import blend_call, frame_call, scene_counts
+from faithfusion_studio.bench.report import BenchConfig, Report
+from faithfusion_studio.bench.street import bench_camera, bench_scene
+from faithfusion_studio.bench.tiny_scenes import largest_relative_error, tiny_world
 from faithfusion_studio.cameras import Camera, offset_laterally, trajectory_from_cameras
 from faithfusion_studio.information import FisherAccumulator, eig_map
+from faithfusion_studio.render.chain import pack
 from faithfusion_studio.render.cpu import thread_limit
-from faithfusion_studio.render.rasterization import accumulate_information, evaluate_information
-from faithfusion_studio.render.views import rasterize_view
+from faithfusion_studio.render.rasterization import evaluate_information
 from faithfusion_studio.scene import Scene
+
+CHECKED_SEEDS = range(3)
+"""Tiny scenes that are also done by brute force."""
 
 
 def run_eig(config: BenchConfig) -> Report:
-    """EIG maps beside frames of the same view, 1 m beside the views that gave the evidence."""
-    camera = bench_camera(config)
-    scene = with_two_views(bench_scene(config), camera)
+    """EIG maps and their parts, 1 m beside the views that gave the evidence."""
+    camera, n = bench_camera(config.size), config.threads
+    scene = with_two_views(bench_scene(config.gaussians, config.seed), camera)
     beside = offset_laterally(trajectory_from_cameras([camera]), 1.0).cameras[0]
-    with torch.no_grad():
-        view = rasterize_view(scene, beside)
-    weight = torch.ones(1, beside.height, beside.width)
-    covariances = accumulate_information(view.meta, weight)  # any positive matrices cost the same
+    frame = frame_call(scene.background, beside)
+    meta = frame(n)
+    # Any positive matrices cost the same.
+    covariances = pack(torch.eye(9).expand(1, config.gaussians, 9, 9))
 
-    def frame(threads: int) -> None:
-        with torch.no_grad(), thread_limit(threads):
-            rasterize_view(scene, beside)
-
-    def whole_map(form: str, threads: int) -> None:
-        with thread_limit(threads):
+    def whole_map(form: str) -> None:
+        with thread_limit(n):
             eig_map(scene, beside, form=form)  # type: ignore[arg-type]
 
-    def pixel_pass() -> None:
-        with thread_limit(2):
-            evaluate_information(view.meta, covariances)
+    def block_pass() -> None:
+        with thread_limit(n):
+            evaluate_information(meta, covariances)
 
     def evidence() -> None:
-        with thread_limit(2):
-            FisherAccumulator(scene).add(camera, None)
+        with thread_limit(n):
+            accumulator.add(camera, None)
 
-    timings, ratio = interleave(
+    accumulator = FisherAccumulator(scene)
+    t = interleave(
         {
-            "frame, 1 thread": lambda: frame(1),
-            "frame, 2 threads": lambda: frame(2),
-            "EIG map block, 1 thread": lambda: whole_map("block", 1),
-            "EIG map block, 2 threads": lambda: whole_map("block", 2),
-            "EIG map diagonal, 2 threads": lambda: whole_map("diagonal", 2),
-            "EIG pixel pass alone, 2 threads": pixel_pass,
-            "evidence of one view, 2 threads": evidence,
+            "frame": lambda: frame(n),
+            "blend pass": blend_call(meta, scene.background.sh, n),
+            "EIG map diagonal": lambda: whole_map("diagonal"),
+            "EIG map block": lambda: whole_map("block"),
+            "pixel pass diagonal": block_pass,
+            "pixel pass block": block_pass,
+            "Fisher of one view, block": evidence,
         },
         config.repeats,
     )
-    base = "frame, 2 threads"
-    ratios = {
-        "EIG map block (with its frame) : frame": ratio("EIG map block, 2 threads", base),
-        "EIG map diagonal (with its frame) : frame": ratio("EIG map diagonal, 2 threads", base),
-        "EIG pixel pass : frame": ratio("EIG pixel pass alone, 2 threads", base),
-        "evidence of one view : frame": ratio("evidence of one view, 2 threads", base),
-        "1 : 2 threads, EIG map block": ratio(
-            "EIG map block, 1 thread", "EIG map block, 2 threads"
-        ),
+    errors = [largest_relative_error(*tiny_world(seed)) for seed in CHECKED_SEEDS]
+    figures = {
+        "eig_ms": t["EIG map diagonal"].median,
+        "eig_block_ms": t["EIG map block"].median,
+        "diag_over_blend": 1 + t.ratio("pixel pass diagonal", "blend pass"),
+        "block_over_blend": 1 + t.ratio("pixel pass block", "blend pass"),
+        "fisher_ms": t["Fisher of one view, block"].median,
+        "max_rel_error_vs_bruteforce": max(errors),
     }
-    counts = {"visible Gaussians": float((view.meta.radii > 0).all(-1).sum())}
-    return Report("eig", config, timings, ratios, counts)
+    return Report("eig", config, figures, t.rows, scene_counts(meta))
 
 
 def with_two_views(scene: Scene, camera: Camera) -> Scene:

@@ -1,178 +1,132 @@
-"""Speed of the CPU rasteriser: whole frames, training steps, threads, and against tiled torch."""
+"""Speed of the CPU rasteriser: whole frames, the blend pass, gradients, threads, and tiled torch."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from faithfusion_studio.bench.report import BenchConfig, Report, interleave
+from faithfusion_studio.bench.measuring import interleave
+from faithfusion_studio.bench.report import BenchConfig, Report
+from faithfusion_studio.bench.street import bench_camera, bench_scene
+from faithfusion_studio.bench.tiled_torch import torch_blend
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.gaussians import Gaussians, Provenance
-from faithfusion_studio.render.cpu import thread_limit
-from faithfusion_studio.render.rasterization import RasterizationMeta
-from faithfusion_studio.render.views import rasterize_view
-from faithfusion_studio.scene import ConstantSky, Scene
-from faithfusion_studio.transforms import look_at, rgb_to_sh0
+from faithfusion_studio.gaussians import Gaussians
+from faithfusion_studio.render.cpu import _load_core, thread_limit
+from faithfusion_studio.render.images import weighted_image_loss
+from faithfusion_studio.render.rasterization import RasterizationMeta, rasterization
+from faithfusion_studio.render.views import rasterize_view, render_view
+from faithfusion_studio.scene import Scene
 
-TILE = 16
-SHARES = {"ground": 0.3, "facades": 0.35, "boxes": 0.1, "clutter": 0.15, "dome": 0.1}
+SLOW_RUNS = 2
+"""Runs of the blend in torch, which takes seconds."""
 
 
 def run_raster(config: BenchConfig) -> Report:
-    """Frames, training steps and a blend in torch, on one generated street."""
-    scene, camera = bench_scene(config), bench_camera(config)
-    leaf = scene.background.means.clone().requires_grad_()
-    learned = Scene(_with_means(scene.background, leaf), sky=scene.sky)
-    with torch.no_grad():
-        meta = rasterize_view(scene, camera).meta
+    """Frames, their blend pass, gradients, and the same blend in torch, on one generated street."""
+    scene, camera = bench_scene(config.gaussians, config.seed), bench_camera(config.size)
+    frame = frame_call(scene.background, camera)
+    meta = frame(config.threads)
+    _, pairs = torch_blend(meta)
+    gradient = gradient_call(scene, camera)
+    n = config.threads
+    names = (f"{n} threads", "1 thread")
 
-    def frame(threads: int) -> None:
-        with torch.no_grad(), thread_limit(threads):
-            rasterize_view(scene, camera)
+    def view() -> None:
+        with thread_limit(n):
+            render_view(scene, camera)
 
-    def step(threads: int) -> None:
-        with thread_limit(threads):
-            rasterize_view(learned, camera).rgb.square().mean().backward()
-
-    timings, ratio = interleave(
+    t = interleave(
         {
-            "frame, 1 thread": lambda: frame(1),
-            "frame, 2 threads": lambda: frame(2),
-            "forward and backward, 1 thread": lambda: step(1),
-            "forward and backward, 2 threads": lambda: step(2),
-            "blend alone in tiled torch, 1 thread": lambda: torch_blend(meta),
+            f"frame, {names[0]}": lambda: frame(n),
+            f"frame, {names[1]}": lambda: frame(1),
+            f"blend pass, {names[0]}": blend_call(meta, scene.background.sh, n),
+            f"blend pass, {names[1]}": blend_call(meta, scene.background.sh, 1),
+            f"finished view, {names[0]}": view,
+            f"view, loss gradient and backward, {names[0]}": lambda: gradient(n),
+            "blend in tiled torch, 1 thread": lambda: torch_blend(meta),
         },
         config.repeats,
+        fewer={"blend in tiled torch, 1 thread": SLOW_RUNS},
     )
-    ratios = {
-        "tiled torch blend : whole frame, 1 thread": ratio(
-            "blend alone in tiled torch, 1 thread", "frame, 1 thread"
+    figures = {
+        "frame_ms": t[f"frame, {names[0]}"].median,
+        "view_ms": t[f"finished view, {names[0]}"].median,
+        "blend_ms": t[f"blend pass, {names[0]}"].median,
+        "torch_blend_ratio": t.cpu_ratio(
+            "blend in tiled torch, 1 thread", f"blend pass, {names[1]}"
         ),
-        "1 : 2 threads, frame": ratio("frame, 1 thread", "frame, 2 threads"),
-        "1 : 2 threads, forward and backward": ratio(
-            "forward and backward, 1 thread", "forward and backward, 2 threads"
-        ),
-        "forward and backward : frame, 2 threads": ratio(
-            "forward and backward, 2 threads", "frame, 2 threads"
-        ),
+        "threads_speedup": t.ratio(f"blend pass, {names[1]}", f"blend pass, {names[0]}"),
+        "frame_threads_speedup": t.ratio(f"frame, {names[1]}", f"frame, {names[0]}"),
+        "gradient_step_ms": t[f"view, loss gradient and backward, {names[0]}"].median,
     }
-    visible = float((meta.radii > 0).all(-1).sum())
-    return Report("raster", config, timings, ratios, {"visible Gaussians": visible})
+    return Report("raster", config, figures, t.rows, scene_counts(meta, pairs))
 
 
-def _with_means(gaussians: Gaussians, means: Tensor) -> Gaussians:
-    return replace(gaussians, means=means)
+def scene_counts(meta: RasterizationMeta, blended: int | None = None) -> dict[str, float]:
+    """Gaussians seen, entries of the tile lists, and pairs blended per pixel where they were counted."""
+    tiles = meta.tiles.frames[0]
+    counts = {"visible_gaussians": float(tiles.visible), "tile_entries": float(tiles.pairs)}
+    if blended is not None:
+        counts["blended_per_pixel"] = blended / (meta.width * meta.height)
+    return counts
 
 
-def bench_camera(config: BenchConfig) -> Camera:
-    """1.6 m above the road, looking along it, 70 degrees wide."""
-    width, height = config.size
-    focal = 0.5 * width / math.tan(math.radians(35))
-    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    pose = look_at(*torch.tensor([[0.0, 0, 1.6], [10, 0, 1.4], [0, 0, 1]]))
-    return Camera(pose.double(), K.double(), width, height)
+def frame_call(gaussians: Gaussians, camera: Camera) -> Callable[[int], RasterizationMeta]:
+    """A call, by number of threads, that rasterises activated parameters without gradients."""
+    parameters = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
+    sh, degree = gaussians.sh, gaussians.sh_degree
+    lens = (camera.viewmat.float()[None], camera.K.float()[None], camera.width, camera.height)
+
+    def frame(threads: int) -> RasterizationMeta:
+        with torch.no_grad(), thread_limit(threads):
+            return rasterization(
+                *parameters, sh, *lens, near_plane=0.05, sh_degree=degree, render_mode="RGB+ED"
+            )[2]
+
+    return frame
 
 
-def bench_scene(config: BenchConfig) -> Scene:
-    """Ground, two facades, boxes, clutter and a dome of flat Gaussians with bimodal opacity; seeded."""
-    generator = torch.Generator().manual_seed(config.seed)
-
-    def uniform(n: int, *ranges: tuple[float | int, float | int]) -> Tensor:
-        low = torch.tensor([r[0] for r in ranges])
-        high = torch.tensor([r[1] for r in ranges])
-        return low + (high - low) * torch.rand(n, len(ranges), generator=generator)
-
-    counts = [int(config.gaussians * share) for share in SHARES.values()]
-    counts[0] += config.gaussians - sum(counts)
-    ground, facades, boxes, clutter, dome = counts
-    walls = uniform(facades, (-5, 100), (0, 1), (0, 12))
-    walls[:, 1] = torch.where(walls[:, 1] < 0.5, -9.0, 9.0)
-    corner = uniform(24, (5, 80), (-7, 7), (0, 0))[torch.arange(boxes) % 24]
-    sphere = torch.nn.functional.normalize(torch.randn(dome, 3, generator=generator), dim=-1)
-    sphere[:, 2] = sphere[:, 2].abs()
-    means = torch.cat(
-        [
-            uniform(ground, (-5, 100), (-12, 12), (-0.02, 0.02)),
-            walls,
-            corner + uniform(boxes, (0, 4), (0, 1.8), (0, 1.5)),
-            uniform(clutter, (2, 90), (-12, 12), (0, 6)),
-            sphere * torch.tensor([150.0, 150, 80]),
-        ]
-    )
-    n = config.gaussians
-    density = (100_000 / n) ** 0.5  # the same street in finer pieces
-    log_scales = math.log(0.12 * density) + 0.6 * torch.randn(n, 3, generator=generator)
-    log_scales[:, 2] -= 1.8
-    log_scales[n - dome :] += math.log(12.0)
-    clear = torch.rand(n, generator=generator) < 0.35
-    logits = torch.where(clear, -2.0, 3.0) + 0.8 * torch.randn(n, generator=generator)
-    gaussians = Gaussians(
-        means=means,
-        log_scales=log_scales,
-        quats=torch.randn(n, 4, generator=generator),
-        logit_opacities=logits,
-        sh0=rgb_to_sh0(torch.rand(n, 1, 3, generator=generator)),
-        shN=0.05 * torch.randn(n, 3, 3, generator=generator),
-        provenance=torch.full((n,), int(Provenance.RECORDED), dtype=torch.uint8),
-    )
-    return Scene(gaussians, sky=ConstantSky(torch.tensor([0.5, 0.6, 0.8])))
-
-
-def torch_blend(meta: RasterizationMeta) -> Float[Tensor, "H W 3"]:
-    """The blend of a rasterised view once more, tile by tile in plain torch; black background.
+def blend_call(meta: RasterizationMeta, sh: Tensor, threads: int) -> Callable[[], None]:
+    """A call that blends the tile lists of a frame once more, colour and depth, as rendering does.
 
     Args:
-        meta: Of a rasterisation with at least three colour channels.
+        meta: Of a frame rendered with RGB+ED.
+        sh: The colours it was rendered with.
+        threads: Of the core.
     """
-    screen = meta.screen
-    order = screen.depths[0].argsort(stable=True)
-    order = order[(screen.radii[0, order] > 0).all(-1)]
-    centre, radius = screen.means2d[0, order], screen.radii[0, order]
-    conic, opacity = screen.conics[0, order], screen.opacities[0, order]
-    color = screen.colors[0, order, :3]
-    low, high = centre - radius, centre + radius
-    out = torch.zeros(meta.height, meta.width, 3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for y in range(0, meta.height, TILE):
-            rows = (high[:, 1] > y) & (low[:, 1] < y + TILE)
-            band = rows.nonzero()[:, 0]
-            for x in range(0, meta.width, TILE):
-                here = band[(high[band, 0] > x) & (low[band, 0] < x + TILE)]
-                if len(here):
-                    tile = out[y : y + TILE, x : x + TILE]
-                    tile += _blend_tile(
-                        (x, y), tile, centre[here], conic[here], opacity[here], color[here]
-                    )
-    finally:
-        torch.set_num_threads(threads)
-    return out
+    core, tiles = _load_core(), meta.tiles.frames[0]
+    color = torch.empty(meta.height, meta.width, 4).numpy()
+    alpha = torch.empty(meta.height, meta.width, 1).numpy()
+
+    def blend() -> None:
+        core.blend(tiles, sh.numpy(), None, color, alpha, threads)
+
+    return blend
 
 
-def _blend_tile(
-    corner: tuple[int, int],
-    tile: Tensor,
-    centre: Tensor,
-    conic: Tensor,
-    opacity: Tensor,
-    color: Tensor,
-) -> Tensor:
-    """One tile, with gsplat's three rules: alpha below 1/255, alpha at most 0.999, T down to 1e-4."""
-    height, width = tile.shape[:2]
-    y = torch.arange(height)[:, None] + corner[1] + 0.5
-    x = torch.arange(width)[None] + corner[0] + 0.5
-    dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
-    a, b, c = (conic[:, i, None, None] for i in range(3))
-    power = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    alpha = (opacity[:, None, None] * torch.exp(-power)).clamp(max=0.999)
-    alpha = torch.where((power >= 0) & (alpha >= 1 / 255), alpha, torch.zeros_like(alpha))
-    after = torch.cumprod(1 - alpha, dim=0)
-    stopped = torch.cummax((after <= 1e-4).to(torch.int8), dim=0).values.bool()
-    alpha = torch.where(stopped, torch.zeros_like(alpha), alpha)
-    before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
-    return torch.einsum("nhw,nc->hwc", before * alpha, color)
+def gradient_call(scene: Scene, camera: Camera) -> Callable[[int], None]:
+    """A call, by number of threads, of one training step without an optimiser: view, loss, backward."""
+    names = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
+    leaves = {name: getattr(scene.background, name).clone().requires_grad_() for name in names}
+    learned = Scene(replace(scene.background, **leaves), sky=scene.sky)
+    target = render_view(bench_like(scene), camera).rgb
+
+    def gradient(threads: int) -> None:
+        with thread_limit(threads):
+            view = rasterize_view(learned, camera)
+            weighted_image_loss(view.rgb, target, None, 0.2).backward()
+        for leaf in leaves.values():
+            leaf.grad = None
+
+    return gradient
+
+
+def bench_like(scene: Scene) -> Scene:
+    """The same street in other colours: something to learn."""
+    generator = torch.Generator().manual_seed(1)
+    sh0 = scene.background.sh0
+    changed = sh0 + 0.3 * torch.randn(sh0.shape, generator=generator)
+    return replace(scene, background=replace(scene.background, sh0=changed))

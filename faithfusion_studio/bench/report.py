@@ -1,25 +1,17 @@
-"""What a benchmark measures, how, and how it is told: alternating runs, medians, ratios."""
+"""What a benchmark measures and how it is told: one object of stable keys, Markdown, a plot."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from faithfusion_studio.bench.figures import FIGURES, Judgement, Value, judge
+from faithfusion_studio.bench.measuring import PROTOCOL, Timing, machine, versions
 from faithfusion_studio.errors import StudioError
-
-PROTOCOL = (
-    "wall time, everything interleaved in one process: each repeat runs every row once in the same "
-    "order after one warm-up; median (min to max). Ratios are medians of the ratios within each "
-    "repeat, so a load on the machine that lasts longer than a repeat cancels. Absolute times hold "
-    "for this machine and its load only."
-)
 
 
 class BenchError(StudioError):
@@ -28,122 +20,150 @@ class BenchError(StudioError):
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured."""
+    """What is measured; `topics.configure` knows the sizes of each topic."""
 
-    gaussians: int = 100_000
+    gaussians: int
     """Of the generated street."""
-    size: tuple[int, int] = (640, 360)
-    """Width and height, pixels."""
-    repeats: int = 5
+    size: tuple[int, int]
+    """Width and height, pixels; of the browser's canvas in the topic view."""
+    repeats: int
     """Alternating runs after the warm-up."""
+    threads: int = 2
+    """Of the core."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One thing that was timed."""
-
-    name: str
-    ms: tuple[float, ...]
-    """One wall time per repeat."""
-
-    @property
-    def median(self) -> float:
-        """ms."""
-        return statistics.median(self.ms)
+    """Of the generated street."""
+    counts: tuple[int, ...] = ()
+    """scale: numbers of Gaussians, at `size`."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """scale: widths and heights, at `gaussians`."""
+    seconds: float = 8.0
+    """view: how long the camera moves, without and with fusion each. train: budget of each race."""
+    peer: str | None = None
+    """train: the program OpenSplat, run beside our trainer."""
+    capture: str | None = None
+    """train: a COLMAP folder both train on; None generates one."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a topic."""
+    """The result of a topic.
+
+    The JSON object has, at its top level: "topic"; every key of `figures.FIGURES[topic]` with a number,
+    a text or null; "targets" (one entry per figure that has one: figure, value, goal, floor, verdict,
+    protocol); "rows" (name, ms = median, min_ms, max_ms, cpu_ms = median over
+    all threads, runs); "counts"; "table" (topic scale: n,
+    pixels, ms, bytes, what; topic train: peer curves) ; "config"; "machine"; "versions"; "protocol"; "notes".
+    """
 
     topic: str
     config: BenchConfig
-    rows: tuple[Timing, ...]
-    ratios: Mapping[str, float]
-    counts: Mapping[str, float]
+    figures: Mapping[str, Value]
+    rows: tuple[Timing, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
     """What was measured: visible Gaussians and the like."""
+    table: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert set(self.figures) == set(FIGURES[self.topic]), "the keys of a topic are fixed"
+
+    @property
+    def judgements(self) -> list[Judgement]:
+        """Every figure beside its target."""
+        c = self.config
+        return judge(self.topic, self.figures, c.gaussians, c.size, c.threads)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         return {
             "topic": self.topic,
-            "config": asdict(self.config),
+            **self.figures,
+            "targets": [asdict(j) for j in self.judgements if j.verdict is not None],
             "rows": [
-                {"name": r.name, "ms": r.median, "min_ms": min(r.ms), "max_ms": max(r.ms)}
+                {
+                    "name": r.name,
+                    "ms": r.median,
+                    "min_ms": min(r.ms),
+                    "max_ms": max(r.ms),
+                    "cpu_ms": statistics.median(r.cpu_ms),
+                    "runs": len(r.ms),
+                }
                 for r in self.rows
             ],
-            "ratios": dict(self.ratios),
             "counts": dict(self.counts),
+            "table": [dict(row) for row in self.table],
+            "config": asdict(self.config),
             "machine": machine(),
+            "versions": versions(),
             "protocol": PROTOCOL,
+            "notes": list(self.notes),
         }
 
     def to_markdown(self) -> str:
-        """A table of times, a table of ratios, and the protocol."""
+        """Figures with their targets, times, counts, and the protocol."""
         width, height = self.config.size
+        kinds = FIGURES[self.topic]
         lines = [
-            f"## {self.topic}: {self.config.gaussians:,} Gaussians, {width}x{height}",
+            f"## {self.topic}: {self.config.gaussians:,} Gaussians, {width}x{height}, "
+            f"{self.config.threads} threads",
             "",
-            "| what | ms | min | max |",
-            "|---|---|---|---|",
+            "| figure | value | goal | floor | verdict | what |",
+            "|---|---|---|---|---|---|",
             *(
-                f"| {r.name} | {r.median:.1f} | {min(r.ms):.1f} | {max(r.ms):.1f} |"
-                for r in self.rows
+                f"| {j.figure} | {in_words(j.value, kinds[j.figure].unit)} | {in_words(j.goal)} "
+                f"| {in_words(j.floor)} | {_verdict(j)} | {kinds[j.figure].meaning} |"
+                for j in self.judgements
             ),
-            "",
-            "| ratio | value |",
-            "|---|---|",
-            *(f"| {name} | {value:.2f} |" for name, value in self.ratios.items()),
-            "",
-            ", ".join(f"{name} {value:,.1f}" for name, value in self.counts.items()),
-            "",
-            f"Machine: {', '.join(f'{k} {v}' for k, v in machine().items())}.",
-            f"Protocol: {PROTOCOL}",
         ]
-        return "\n".join(lines)
+        if self.rows:
+            lines += [
+                "",
+                "| time | median ms | min | max | CPU ms | runs |",
+                "|---|---|---|---|---|---|",
+            ]
+            lines += [
+                f"| {r.name} | {r.median:.1f} | {min(r.ms):.1f} | {max(r.ms):.1f} "
+                f"| {statistics.median(r.cpu_ms):.1f} | {len(r.ms)} |"
+                for r in self.rows
+            ]
+        if self.table:
+            keys = list(self.table[0])
+            lines += ["", f"| {' | '.join(keys)} |", "|" + "---|" * len(keys)]
+            lines += [f"| {' | '.join(in_words(row[k]) for k in keys)} |" for row in self.table]
+        if self.counts:
+            lines += ["", ", ".join(f"{k} {in_words(v)}" for k, v in self.counts.items()) + "."]
+        lines += ["", *(f"- {note}" for note in self.notes)]
+        stated = {**machine(), **versions()}
+        lines += [f"Machine: {', '.join(f'{k} {v}' for k, v in stated.items())}."]
+        return "\n".join([*lines, f"Protocol: {PROTOCOL}"])
 
     def write(self, folder: Path) -> list[Path]:
-        """Write bench_TOPIC.json and bench_TOPIC.md; returns both paths."""
-        files = [folder / f"bench_{self.topic}{suffix}" for suffix in (".json", ".md")]
+        """Write bench_TOPIC.json, .md and .png; returns the three paths."""
+        from faithfusion_studio.bench.plots import draw
+
+        files = [folder / f"bench_{self.topic}{suffix}" for suffix in (".json", ".md", ".png")]
         files[0].write_text(json.dumps(self.to_json(), indent=1) + "\n")
         files[1].write_text(self.to_markdown() + "\n")
+        draw(self, files[2])
         return files
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers hold for."""
-    cpu = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return {"cpu": cpu, "cores": os.cpu_count() or 1, "load": round(load, 1)}
+def in_words(value: Value | int, unit: str = "") -> str:
+    """A value for people; three significant digits, whole numbers with separators."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if value == 0 or 1e-2 <= abs(value) < 1000:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+    return f"{text} {unit}".rstrip()
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]], repeats: int
-) -> tuple[tuple[Timing, ...], Callable[[str, str], float]]:
-    """Time several calls in turns.
-
-    Args:
-        calls: What to time, by name; run in this order.
-        repeats: Rounds after one warm-up round.
-
-    Returns:
-        The timings, and a function that gives the median ratio of two of them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if round_ > 0:
-                times[name].append(1000 * (time.perf_counter() - started))
-
-    def ratio(numerator: str, denominator: str) -> float:
-        pairs = zip(times[numerator], times[denominator], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-    return tuple(Timing(name, tuple(values)) for name, values in times.items()), ratio
+def _verdict(judgement: Judgement) -> str:
+    if judgement.verdict is None:
+        return ""
+    if judgement.verdict == "n/a at this size":
+        return f"n/a at this size (set for {judgement.protocol})"
+    return judgement.verdict

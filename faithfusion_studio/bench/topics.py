@@ -1,14 +1,50 @@
-"""The topics `ff-studio bench` knows."""
+"""The topics `ff-studio bench` knows, and the sizes each is measured at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
-from faithfusion_studio.bench.information import run_eig
-from faithfusion_studio.bench.rendering import run_raster
 from faithfusion_studio.bench.report import BenchConfig, BenchError, Report
 
-TOPICS: dict[str, Callable[[BenchConfig], Report]] = {"raster": run_raster, "eig": run_eig}
+TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
+    "raster": (
+        "rendering.run_raster",
+        BenchConfig(500_000, (640, 360), repeats=11),
+        BenchConfig(100_000, (640, 360), repeats=5),
+    ),
+    "eig": (
+        "information.run_eig",
+        BenchConfig(500_000, (640, 360), repeats=11),
+        BenchConfig(100_000, (640, 360), repeats=5),
+    ),
+    "train": (
+        "training.run_train",
+        BenchConfig(200_000, (621, 188), repeats=30),
+        BenchConfig(200_000, (621, 188), repeats=10),
+    ),
+}
+"""Where each topic is run, its full size, and its size with --quick."""
+
+
+def configure(topic: str, *, quick: bool = False, **changes: Any) -> BenchConfig:
+    """The configuration of a topic.
+
+    Args:
+        topic: Of `TOPICS`.
+        quick: The smaller one, for a look in less than a minute.
+        changes: Fields of `BenchConfig` that differ from it; None leaves a field.
+
+    Raises:
+        BenchError: No topic has this name.
+    """
+    if topic not in TOPICS:
+        raise BenchError(f"bench: found {topic!r}; choose from {', '.join(TOPICS)}.")
+    given = {name: value for name, value in changes.items() if value is not None}
+    _, full, small = TOPICS[topic]
+    return replace(small if quick else full, **given)
 
 
 def run_bench(topic: str, config: BenchConfig) -> Report:
@@ -19,9 +55,13 @@ def run_bench(topic: str, config: BenchConfig) -> Report:
     """
     if topic not in TOPICS:
         raise BenchError(f"bench: found {topic!r}; choose from {', '.join(TOPICS)}.")
-    if config.gaussians < 1 or config.repeats < 1:
+    if min(config.gaussians, config.repeats, config.threads) < 1:
         raise BenchError(
-            f"bench: found {config.gaussians} Gaussians and {config.repeats} repeats; at least one "
-            "of each is needed."
+            f"bench: found {config.gaussians} Gaussians, {config.repeats} repeats and "
+            f"{config.threads} threads; at least one of each is needed."
         )
-    return TOPICS[topic](config)
+    module, name = TOPICS[topic][0].split(".")
+    run: Callable[[BenchConfig], Report] = getattr(
+        import_module(f"faithfusion_studio.bench.{module}"), name
+    )
+    return run(config)

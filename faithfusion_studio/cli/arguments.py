@@ -11,6 +11,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from faithfusion_studio.bench.figures import describe_keys
+
 Engine = Literal["reprojection"]
 Form = Literal["block", "trace", "diagonal", "released"]
 
@@ -174,17 +176,23 @@ class Convert(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure speed as ratios, interleaved in one run, with the protocol stated."""
+    """Measure speed, interleaved in one run, against goals and floors; a missed floor is said."""
 
-    topic: Positional[Literal["raster", "eig"]]
-    gaussians: int = 100_000
-    """Gaussians of the generated street."""
-    size: str = "640x360"
-    repeats: int = 5
-    """Alternating runs of everything that is compared."""
+    topic: Positional[Literal["raster", "eig", "train"]]
+    quick: bool = False
+    """A smaller run of less than 45 s on 2 cores."""
+    gaussians: int | None = None
+    """Gaussians of the generated street; that of the topic when not given."""
+    size: str | None = None
+    """Picture size WxH, pixels; that of the topic when not given."""
+    repeats: int | None = None
+    """Alternating runs of everything that is compared; that of the topic when not given."""
     out: Path | None = None
-    """Folder for the report as JSON and Markdown."""
+    """Folder for the report as JSON, Markdown and a plot."""
     seed: int = 0
+
+
+Bench.__doc__ = f"{Bench.__doc__}\n\nKeys of the JSON object, which stay:\n\n{describe_keys()}"
 
 
 COMMANDS: dict[str, type[Command]] = {

@@ -88,14 +88,20 @@ def _frames(capture: Capture | None) -> int:
 
 
 def bench(args: a.Bench) -> Result:
-    """Ratios of kernels run interleaved in one process."""
-    from faithfusion_studio.bench import BenchConfig, run_bench
+    """Measure one topic; everything that is compared runs interleaved in one process."""
+    from faithfusion_studio.bench import configure, run_bench
 
-    size = parse_size(args.size)
-    assert size is not None
-    config = BenchConfig(gaussians=args.gaussians, size=size, repeats=args.repeats, seed=args.seed)
+    config = configure(
+        args.topic,
+        quick=args.quick,
+        gaussians=args.gaussians,
+        size=parse_size(args.size),
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+    folder = None if args.out is None else output_folder(args.out)
     report = run_bench(args.topic, config)
     values = report.to_json()
-    if args.out is not None:
-        values["files"] = report.write(output_folder(args.out))
+    if folder is not None:
+        values["files"] = report.write(folder)
     return Result(values, report.to_markdown().splitlines())

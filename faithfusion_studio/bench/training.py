@@ -1,0 +1,88 @@
+"""Speed of the trainer: whole steps on the generated street, and beside another program."""
+
+from __future__ import annotations
+
+import torch
+
+from faithfusion_studio.bench.measuring import interleave
+from faithfusion_studio.bench.rendering import bench_like
+from faithfusion_studio.bench.report import BenchConfig, Report
+from faithfusion_studio.bench.street import bench_camera, bench_scene, road_depth
+from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.densify import GradientDensify, initial_state
+from faithfusion_studio.fusion.initialize import visible_points
+from faithfusion_studio.fusion.learner import Learner
+from faithfusion_studio.fusion.losses import TrainingView
+from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
+from faithfusion_studio.render.cpu import thread_limit
+from faithfusion_studio.render.views import render_view
+from faithfusion_studio.scene import CubemapSky, Scene
+
+VIEWS = 6
+"""Training views, 3 m apart."""
+EXTENT = 20.0
+"""Scene extent of the learning rates, m."""
+STEP = "training step"
+
+
+def run_train(config: BenchConfig) -> Report:
+    """Training steps on the generated street; with `config.peer` also a race on a recording."""
+    step = street_trainer(config)
+    t = interleave({STEP: step}, config.repeats)
+    figures = {
+        "step_ms": t[STEP].median,
+        "steps_per_s": 1000 / t[STEP].median,
+        "peer": None,
+        "peer_steps_per_s": None,
+        "ratio": None,
+    }
+    return Report("train", config, figures, t.rows)
+
+
+def street_trainer(config: BenchConfig):
+    """A call that does one whole training step on the generated street.
+
+    A step is what reconstruction does per step: the losses on colour, structure, depth at recorded
+    points, the road, planes, sky and shapes; sky and exposure learned too; statistics for growing.
+    """
+    scene = bench_scene(config.gaussians, config.seed)
+    cameras = [_moved(bench_camera(config.size), 3.0 * i) for i in range(VIEWS)]
+    views = [_training_view(scene, camera, index) for index, camera in enumerate(cameras)]
+    start = Scene(
+        scene.background,
+        sky=CubemapSky(torch.full((6, 64, 64, 3), 0.7)),
+        exposures=torch.eye(3, 4).repeat(VIEWS, 1, 1),
+    )
+    learner = Learner(start, LearningRates(), LossWeights(), extent=EXTENT)
+    densify = GradientDensify(extent=EXTENT, max_gaussians=config.gaussians)
+    state = initial_state(config.gaussians)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        with thread_limit(config.threads):
+            _, meta = learner.step(views[done % VIEWS], 1)
+            densify.observe(meta, state)
+        done += 1
+
+    return step
+
+
+def _moved(camera: Camera, ahead: float) -> Camera:
+    pose = camera.camtoworld.clone()
+    pose[0, 3] += ahead
+    return camera.moved(pose)
+
+
+def _training_view(scene: Scene, camera: Camera, index: int) -> TrainingView:
+    """What a recorded frame of the street would bring: everything a step can learn from."""
+    seen = render_view(bench_like(scene), camera)
+    points = scene.background.means[:: max(1, len(scene.background) // 20_000)]
+    return TrainingView(
+        camera=camera,
+        image=seen.rgb,
+        exposure_index=index,
+        depth=visible_points(points, camera),
+        ground=road_depth(camera),
+        sky_share=1 - seen.alpha,
+    )
