@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from faithfusion_studio.render.priority import give_way
 from faithfusion_studio.render.rasterization import (
     BackendError,
     RasterizationMeta,
@@ -60,6 +61,7 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
 
 
 def _work() -> tuple[int, bool]:
+    give_way()
     threads = getattr(_local, "threads", None)
     fixed = getattr(_local, "deterministic", None)
     if fixed is None:
@@ -169,6 +171,7 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_colors: Tensor, v_alphas: Tensor) -> tuple[Tensor | None, ...]:
         core = _load_core()
+        give_way()
         request, meta, gaussians = ctx.request, ctx.meta, ctx.gaussians
         colors, alphas = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]

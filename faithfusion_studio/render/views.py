@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +17,7 @@ from faithfusion_studio.gaussians import Provenance
 from faithfusion_studio.scene import CubemapSky, Scene, WorldGaussians, pixel_directions
 
 if TYPE_CHECKING:
-    from faithfusion_studio.render.rasterization import RasterizationMeta
+    from faithfusion_studio.render.rasterization import RasterizationMeta, RenderMode
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class ViewOptions:
     """Also render the share of each pixel that was generated rather than recorded."""
     sky: bool = True
     """Fill the remaining transmittance with the scene's sky."""
+    depth: bool = True
+    """Render depth together with colour; otherwise only if it is asked for, which takes a second pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +55,52 @@ class RasterizedView:
     rgb: Float32[Tensor, "H W 3"]
     """Colour with sky, not clamped; differentiable."""
     alpha: Float32[Tensor, "H W"]
-    depth: Float32[Tensor, "H W"]
     background: Float32[Tensor, "H W 3"]
     """What is behind the Gaussians: the sky's radiance, or black."""
     meta: RasterizationMeta
     world: WorldGaussians
+    load_depth: Callable[[], Tensor] = field(repr=False)
+    """Gives `depth` when it is first asked for."""
+
+    @cached_property
+    def depth(self) -> Float32[Tensor, "H W"]:
+        """Expected depth along the camera's z axis, m; 0 where nothing is."""
+        return self.load_depth()
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A scene at one time with its Gaussians activated."""
+
+    world: WorldGaussians
+    scales: Float32[Tensor, "N 3"]
+    opacities: Float32[Tensor, "N"]
+    sh: Float32[Tensor, "N K 3"]
+
+
+# The scenes drawn last: a viewer draws many views of one scene, sometimes of the one before beside it.
+_RECENT: list[tuple[weakref.ref[Scene], float, _Placed]] = []
+_KEPT = 2
+
+
+def _placed(scene: Scene, time: float) -> _Placed:
+    if torch.is_grad_enabled():
+        return _place(scene, time)
+    time = time if scene.nodes else 0.0
+    recent = tuple(_RECENT)
+    for kept, at, placed in recent:
+        if kept() is scene and at == time:
+            return placed
+    placed = _place(scene, time)
+    entry = (weakref.ref(scene, lambda _gone: _RECENT.clear()), time, placed)
+    _RECENT[:] = (entry, *(one for one in recent if one[0]() is not scene))[:_KEPT]
+    return placed
+
+
+def _place(scene: Scene, time: float) -> _Placed:
+    world = scene.at(time)
+    g = world.gaussians
+    return _Placed(world, g.scales, g.opacities, g.sh)
 
 
 def rasterize_view(
@@ -71,29 +116,36 @@ def rasterize_view(
     from faithfusion_studio.render.rasterization import rasterization
 
     options = options or ViewOptions()
-    world = scene.at(camera.time)
-    g = world.gaussians
+    placed = _placed(scene, camera.time)
+    g = placed.world.gaussians
     device = g.means.device
-    colors, alphas, meta = rasterization(
-        g.means,
-        g.quats,
-        g.scales,
-        g.opacities,
-        g.sh,
-        camera.viewmat.to(device, torch.float32)[None],
-        camera.K.to(device, torch.float32)[None],
-        camera.width,
-        camera.height,
-        near_plane=options.near_plane,
-        sh_degree=g.sh_degree,
-        render_mode="RGB+ED",
-    )
-    alpha = alphas[0, :, :, 0]
+
+    def rasterized(mode: RenderMode) -> tuple[Tensor, Tensor, RasterizationMeta]:
+        return rasterization(
+            g.means,
+            g.quats,
+            placed.scales,
+            placed.opacities,
+            placed.sh,
+            camera.viewmat.to(device, torch.float32)[None],
+            camera.K.to(device, torch.float32)[None],
+            camera.width,
+            camera.height,
+            near_plane=options.near_plane,
+            sh_degree=g.sh_degree,
+            render_mode=mode,
+        )
+
+    colors, alphas, meta = rasterized("RGB+ED" if options.depth else "RGB")
     background = (
         sky_image(scene, camera, device) if options.sky else torch.zeros_like(colors[0, :, :, :3])
     )
-    rgb = colors[0, :, :, :3] + (1 - alpha)[..., None] * background
-    return RasterizedView(rgb, alpha, colors[0, :, :, 3], background, meta, world)
+    rgb = torch.addcmul(colors[0, :, :, :3], 1 - alphas[0], background)
+
+    def depth() -> Tensor:
+        return colors[0, :, :, 3] if options.depth else rasterized("ED")[0][0, :, :, 0]
+
+    return RasterizedView(rgb, alphas[0, :, :, 0], background, meta, placed.world, depth)
 
 
 def sky_image(

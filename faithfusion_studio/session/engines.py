@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -194,11 +195,14 @@ def load(path: Path) -> Scene:
     return load_scene(path)
 
 
-def thread_limit(count: int) -> AbstractContextManager[object]:
-    """While open, this thread's renders use at most so many cores."""
+@contextlib.contextmanager
+def thread_limit(count: int) -> Iterator[None]:
+    """While open, this thread's renders use at most so many cores, and pictures go before them."""
     from faithfusion_studio.render.cpu import thread_limit as limit
+    from faithfusion_studio.render.priority import background
 
-    return limit(count)
+    with limit(count), background():
+        yield
 
 
 @dataclass(frozen=True)
@@ -217,4 +221,4 @@ class Engines:
     export_files: Callable[[ExportRequest, Scene], tuple[str, ...]] = export_files
     save: Callable[[Scene, Path], None] = save
     load: Callable[[Path], Scene] = load
-    thread_limit: Callable[[int], AbstractContextManager[object]] = thread_limit
+    thread_limit: Callable[[int], AbstractContextManager[None]] = thread_limit

@@ -14,7 +14,7 @@ from faithfusion_studio.metrics import ause, block_mean, psnr, spearman
 from faithfusion_studio.render.views import apply_exposure
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.layers import ViewLayers
-from faithfusion_studio.studio.viewport import drawing_threads, scene_has_evidence
+from faithfusion_studio.studio.viewport import drawing, scene_has_evidence
 
 CHECK_PIXELS = 640 * 360
 """Photos are compared at this size at most."""
@@ -64,7 +64,7 @@ def check_frame(scene: Scene, index: int) -> FrameCheck:
     if pixels > CHECK_PIXELS:
         camera = camera.scaled((CHECK_PIXELS / pixels) ** 0.5)
     photo = recorded.image((camera.width, camera.height))
-    with drawing_threads():
+    with drawing():
         layers = ViewLayers(scene, camera, "block")
         held_out = index in held_out_frames(scene)
         exposure = None if held_out or scene.exposures is None else scene.exposures[index]

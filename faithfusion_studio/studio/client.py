@@ -50,6 +50,7 @@ class ClientStudio:
         self._session = session
         self._client = client
         self._news = threading.Event()
+        self._moved = self._view_changed = False
         self._closed = False
         self.window = ClientWindow(client)
         scene = session.store.latest().scene
@@ -76,7 +77,7 @@ class ClientStudio:
             self.graph.draw_recording(recorded)
         self._start_on_path()
         self.view.subscribe(self._follow)
-        self.view.subscribe(lambda _state: self._news.set())
+        self.view.subscribe(self._on_view)
         self._follow(self.view.get())
         self._client.camera.on_update(self._on_camera)
         self._camera_moved()
@@ -182,11 +183,18 @@ class ClientStudio:
                     self.follower.go(state.frame, state.offset, state.fov_scale)
         self.graph.update(state, shown)
 
-    def _on_camera(self, _camera: Any) -> None:
-        with reported(self.view):
-            self._camera_moved()
+    def _on_view(self, _state: ViewState) -> None:
+        self._view_changed = True
+        self._news.set()
+
+    async def _on_camera(self, _camera: Any) -> None:
+        """In viser's event loop, so that no thread stands between a movement and its picture."""
+        self.viewport.wake()
+        self._moved = True
+        self._news.set()
 
     def _camera_moved(self) -> None:
+        """Notice that the camera was moved away from the shown path, or back onto it."""
         state = self.view.get()
         with self._moving:
             if self._place is None or self._place[:2] != (state.frame, state.offset):
@@ -200,7 +208,6 @@ class ClientStudio:
                 self._place = (state.frame, state.offset, state.fov_scale, on_path)
         if changed:
             self.view.set(follow=on_path, playing=state.playing and on_path)
-        self.viewport.wake()
 
     def _probe(self, event: Any) -> None:
         if event.client is None or event.screen_pos is None:
@@ -217,11 +224,17 @@ class ClientStudio:
             self._news.clear()
             if self._closed:
                 return
-            state = self._session.state
-            self._announce(state)
-            for update in self._updates:
+            if self._moved:
+                self._moved = False
                 with reported(self.view):
-                    update(state)
+                    self._camera_moved()
+            state = self._session.state
+            if state is not shown or self._view_changed:
+                self._view_changed = False
+                self._announce(state)
+                for update in self._updates:
+                    with reported(self.view):
+                        update(state)
             if state is not shown:
                 self.viewport.wake()
             shown = state

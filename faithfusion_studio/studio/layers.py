@@ -25,6 +25,7 @@ from faithfusion_studio.render.views import (
     rasterize_view,
 )
 from faithfusion_studio.scene import Scene
+from faithfusion_studio.studio.lens import ClientPose
 from faithfusion_studio.studio.view_state import EigForm, ViewState
 
 if TYPE_CHECKING:
@@ -47,19 +48,48 @@ def table(name: str) -> Float32[Tensor, "256 3"]:
     return palette(name)
 
 
-class ViewLayers:
-    """All layers of one view of one scene."""
+class Superseded(Exception):  # noqa: N818 - not an error: the picture is not wanted any more
+    """A newer camera came before an expensive layer was begun."""
 
-    def __init__(self, scene: Scene, camera: Camera, eig_form: EigForm) -> None:
+
+class ViewLayers:
+    """All layers of one view of one scene.
+
+    Args:
+        scene: What is drawn.
+        camera: Where from.
+        eig_form: Form of the EIG layers.
+        depth: Render depth at once; otherwise when it is first asked for.
+    """
+
+    def __init__(
+        self, scene: Scene, camera: Camera, eig_form: EigForm, *, depth: bool = True
+    ) -> None:
         self.scene = scene
         self.camera = camera
         self.eig_form: EigForm = eig_form
+        self.superseded: Callable[[], bool] = lambda: False
+        """Asked before EIG is begun; True raises `Superseded` there."""
+        self._options = ViewOptions(depth=depth)
+
+    def in_form(self, eig_form: EigForm) -> ViewLayers:
+        """The same view with EIG in another form, over the same rasterisation."""
+        if eig_form == self.eig_form:
+            return self
+        other = ViewLayers(self.scene, self.camera, eig_form, depth=self._options.depth)
+        if "view" in self.__dict__:
+            other.__dict__["view"] = self.view
+        return other
+
+    def ready(self, state: ViewState) -> bool:
+        """Whether a view can be shown without a pass over the Gaussians."""
+        return "view" in self.__dict__ and (not state.needs_eig or "eig" in self.__dict__)
 
     @cached_property
     def view(self) -> RasterizedView:
         """The rasterisation all layers share."""
         with torch.no_grad():
-            return rasterize_view(self.scene, self.camera, ViewOptions())
+            return rasterize_view(self.scene, self.camera, self._options)
 
     @cached_property
     def rgb(self) -> Float32[Tensor, "H W 3"]:
@@ -71,7 +101,10 @@ class ViewLayers:
         """Pixel-wise expected information gain."""
         from faithfusion_studio.information.eig import eig_map
 
-        return eig_map(self.scene, self.camera, form=self.eig_form, view=self.view)
+        view = self.view
+        if self.superseded():
+            raise Superseded
+        return eig_map(self.scene, self.camera, form=self.eig_form, view=view)
 
     @cached_property
     def eig_max(self) -> float:
@@ -127,12 +160,13 @@ class ViewLayers:
         from faithfusion_studio.information.regions import split_regions
 
         low, tau = threshold
-        ucr = split_regions(self.eig, tau).ucr
-        band = ((self.eig.calibrated >= low) & ~ucr)[..., None]
-        tint = torch.where(band, torch.tensor(BAND_COLOR), torch.tensor(UCR_COLOR))
-        weight = torch.where(band, 0.22, 0.42 * ucr[..., None].to(torch.float32))
-        return image * (1 - weight) + tint * weight
+        kind = (self.eig.calibrated >= low).to(torch.long)
+        kind[split_regions(self.eig, tau).ucr] = 2
+        weight = torch.tensor([0.0, 0.22, 0.42])
+        tint = weight[:, None] * torch.tensor([[0.0] * 3, BAND_COLOR, UCR_COLOR])
+        return torch.addcmul(tint[kind], image, (1 - weight)[kind][..., None])
 
+    @cached_property
     def histogram(self) -> tuple[float, ...]:
         """Share of pixels per bin of calibrated EIG; uncovered pixels count as 1."""
         values = torch.where(self.eig.coverage, self.eig.calibrated, torch.ones(()))
@@ -152,6 +186,61 @@ class ViewLayers:
             value = float(self.eig.calibrated[row, column])
             words.insert(0, f"EIG {nats:.2f} nats ({value:.2f})")
         return " · ".join(words)
+
+
+class LayerCache:
+    """The layers of the view drawn last: what changes over the picture needs no new rendering."""
+
+    def __init__(self) -> None:
+        self._place: tuple[Scene, ClientPose, int] | None = None
+        self._by_width: dict[int, ViewLayers] = {}
+
+    def find(
+        self, scene: Scene, pose: ClientPose, state: ViewState, size: tuple[int, int]
+    ) -> ViewLayers | None:
+        """Layers of this view: of this size, or larger ones that are ready to be shown."""
+        place = self._place
+        if place is None or place[0] is not scene or place[1:] != (pose, state.frame):
+            return None
+        for width in sorted(self._by_width):
+            layers = self._by_width[width].in_form(state.eig_form)
+            if width == size[0] or (width > size[0] and layers.ready(state)):
+                self._by_width[width] = layers
+                return layers
+        return None
+
+    def get(
+        self,
+        scene: Scene,
+        pose: ClientPose,
+        state: ViewState,
+        size: tuple[int, int],
+        *,
+        depth: bool = True,
+    ) -> ViewLayers:
+        """Layers of a view from the cache, or new ones that are kept."""
+        found = self.find(scene, pose, state, size)
+        if found is not None:
+            return found
+        place = (scene, pose, state.frame)
+        if self._place is None or self._place[0] is not scene or self._place[1:] != place[1:]:
+            self._place, self._by_width = place, {}
+        camera = pose.camera(*size, time=frame_time(scene, state.frame))
+        layers = ViewLayers(scene, camera, state.eig_form, depth=depth)
+        self._by_width[size[0]] = layers
+        return layers
+
+    def clear(self) -> None:
+        """Forget the last view."""
+        self._place, self._by_width = None, {}
+
+
+def frame_time(scene: Scene, frame: int) -> float:
+    """Time of a recorded frame, s; 0 without a recording."""
+    if scene.capture is None or not scene.capture.trajectory.cameras:
+        return 0.0
+    cameras = scene.capture.trajectory.cameras
+    return cameras[min(max(frame, 0), len(cameras) - 1)].time
 
 
 def eig_scale_end(scene: Scene) -> float:

@@ -228,13 +228,18 @@ class View:
         """What the viewport measured last."""
         return self._measurement
 
-    def publish_measurement(self, measurement: Measurement) -> None:
-        """Called by the viewport; tells the panels that show numbers of the picture."""
+    def publish_measurement(self, measurement: Measurement, *, tell: bool = True) -> None:
+        """Called by the viewport.
+
+        Args:
+            measurement: Of the picture just sent.
+            tell: Tell the panels that show numbers of the picture; False only keeps it.
+        """
         with self._lock:
-            if measurement == self._measurement:
+            if measurement == self._measurement and not tell:
                 return
             self._measurement = measurement
-            calls = tuple(self._measured)
+            calls = tuple(self._measured) if tell else ()
         for call in calls:
             self._tell(call, measurement)
 

@@ -1,17 +1,19 @@
 """One render loop per browser client: newest camera + newest snapshot -> picture.
 
 Nothing queues: the loop always draws what is newest, coarse while the camera moves (as large as fits
-the frame-time budget) and full once it has rested. Whatever goes wrong becomes a line on the picture.
+the frame-time budget) and full once it has rested. A full picture that would keep somebody waiting is
+preceded by a coarse one, and given up before its expensive part when the camera has moved on.
+Whatever goes wrong becomes a line on the picture.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,8 +24,9 @@ from jaxtyping import UInt8
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.compose import Stills, black, compose, with_message
-from faithfusion_studio.studio.layers import ViewLayers
+from faithfusion_studio.studio.layers import LayerCache, Superseded, ViewLayers
 from faithfusion_studio.studio.lens import ClientPose, fit_size
+from faithfusion_studio.studio.pacing import FrameBudget
 from faithfusion_studio.studio.view_state import Measurement, View, ViewState, describe
 
 REST_SECONDS = 0.15
@@ -32,12 +35,15 @@ MEASURE_SECONDS = 0.5
 """So long after the last movement EIG is measured for the histogram, if the layer did not need it."""
 MIN_INTERVAL = 1 / 30
 """At most 30 pictures a second: browsers repaint slower when flooded."""
-COARSE_BUDGET = 0.06
-"""Time a picture may take while moving, s."""
+COARSE_BUDGET = 0.03
+"""Time a picture may take while moving, s. A camera waits for at most two pictures: one that was
+begun before it came, and its own."""
 FULL_BUDGET = 0.45
 """Time a picture may take at rest, s."""
-MAX_PIXELS = 1280 * 800
-MIN_PIXELS = 160 * 96
+NOTICED = 0.12
+"""An answer at rest that takes longer than this is drawn coarse first, s."""
+TELL_INTERVAL = 0.25
+"""While moving, panels hear of new measurements this often, s."""
 JPEG_QUALITY = 82
 
 _log = logging.getLogger(__name__)
@@ -56,21 +62,6 @@ class Screen(Protocol):
         ...
 
 
-class FrameBudget:
-    """How many pixels fit a time, learned from the pictures drawn so far."""
-
-    def __init__(self, seconds: float, pixels: int) -> None:
-        self._seconds = seconds
-        self.pixels = pixels
-
-    def learn(self, pixels: int, seconds: float) -> None:
-        """Move towards what would have filled the budget; half way, so that one hiccup passes."""
-        wanted = pixels * self._seconds / max(seconds, 1e-4)
-        wanted = min(max(wanted, self.pixels * 0.25), self.pixels * 2.0)
-        mixed = 0.5 * self.pixels + 0.5 * wanted
-        self.pixels = int(min(max(mixed, MIN_PIXELS), MAX_PIXELS))
-
-
 @dataclass(frozen=True)
 class _Shown:
     """What the last picture was drawn from."""
@@ -80,11 +71,6 @@ class _Shown:
     version: int
     stills: object
     coarse: bool
-
-
-def threads_for_viewport() -> int:
-    """Threads one picture may use: all cores, moving always wins."""
-    return max(1, os.cpu_count() or 1)
 
 
 class Viewport:
@@ -105,14 +91,15 @@ class Viewport:
         self._stills = Stills(session)
         self._wake = threading.Event()
         self._closed = False
-        self._coarse = FrameBudget(COARSE_BUDGET, 480 * 270)
-        self._full = FrameBudget(FULL_BUDGET, 960 * 600)
+        self._budgets: dict[tuple[bool, ...], FrameBudget] = {}
+        self._cache, self._cache_before = LayerCache(), LayerCache()
         self._pose: ClientPose | None = None
         self._last: _Shown | None = None
         self._layers: ViewLayers | None = None
         self._moved_at = 0.0
-        self._sent_at = 0.0
-        self._sent: deque[float] = deque(maxlen=30)
+        self._begun_at = 0.0
+        self._told_at = 0.0
+        self._sent: deque[float] = deque(maxlen=40)
         self._measured: tuple[ClientPose, int, str] | None = None
         self._unsubscribe = view.subscribe(lambda _state: self.wake())
         self._thread = threading.Thread(target=self._run, name="viewport", daemon=True)
@@ -138,8 +125,11 @@ class Viewport:
         layers = self._layers
         if layers is None:
             return ""
-        with drawing_threads():
-            words = layers.probe(x, y)
+        try:
+            with drawing():
+                words = layers.probe(x, y)
+        except Superseded:
+            return ""
         self._view.publish_measurement(replace(self._view.measurement, probe=words))
         return words
 
@@ -176,7 +166,7 @@ class Viewport:
             self._session.note_viewer_activity()
         elif (pose.width, pose.height) != (self._pose.width, self._pose.height):
             self._pose = pose
-        early = self._sent_at + MIN_INTERVAL - now
+        early = self._begun_at + MIN_INTERVAL - now
         if early > 0:
             return early
         resting = now - self._moved_at
@@ -184,8 +174,11 @@ class Viewport:
         snapshot = self._session.store.latest()
         shown = _Shown(self._pose, state, snapshot.version, self._still_key(state), coarse)
         if not self._is_shown(shown):
+            if self._is_slow_answer(shown, snapshot.scene):
+                shown = replace(shown, coarse=True)
+            self._begun_at = now
             self._draw(shown, snapshot.scene)
-            return 0.0 if coarse else 0.1
+            return 0.0 if shown.coarse or self._last is not shown else 0.1
         if coarse:
             return max(REST_SECONDS - resting, 0.01) if not state.playing else 0.05
         self._measure_at_rest(shown, snapshot.scene, resting)
@@ -204,61 +197,79 @@ class Viewport:
         session_state = self._session.state
         return (id(session_state.frames), id(getattr(session_state, "preview", None)))
 
+    def _budget(self, shown: _Shown) -> FrameBudget:
+        """What was learned about pictures of this kind: EIG and a second side take longer."""
+        state = shown.state
+        kind = (shown.coarse, state.needs_eig, state.compare != "off")
+        if kind not in self._budgets:
+            coarse = FrameBudget(COARSE_BUDGET, 480 * 270)
+            self._budgets[kind] = coarse if shown.coarse else FrameBudget(FULL_BUDGET, 960 * 600)
+        return self._budgets[kind]
+
+    def _is_slow_answer(self, shown: _Shown, scene: Scene) -> bool:
+        """Whether somebody at rest changed the view and would wait noticeably for the full picture."""
+        last = self._last
+        if shown.coarse or last is None or last.state == shown.state:
+            return False
+        pose, budget = shown.pose, self._budget(shown)
+        size = fit_size(pose.width, pose.height, budget.pixels(pose.width * pose.height))
+        found = self._cache.find(scene, pose, shown.state, size)
+        if found is not None and found.ready(shown.state):
+            return False
+        return budget.expected > NOTICED
+
     def _draw(self, shown: _Shown, scene: Scene) -> None:
-        budget = self._coarse if shown.coarse else self._full
-        size = fit_size(shown.pose.width, shown.pose.height, budget.pixels)
+        pose, budget = shown.pose, self._budget(shown)
+        size = fit_size(pose.width, pose.height, budget.pixels(pose.width * pose.height))
         start = time.perf_counter()
-        with drawing_threads():
-            layers = self._layers_of(scene, shown, size)
+        with drawing():
+            layers = self._layers_of(self._cache, scene, shown, size)
+            anew = not layers.ready(shown.state)
             old = self._before()
-            before = (
-                None
-                if old is None or old is scene
-                else ViewLayers(old, layers.camera, layers.eig_form)
-            )
+            before = None
+            if old is not None and old is not scene:
+                before = self._layers_of(self._cache_before, old, shown, size)
             self._stills.scene = scene
-            picture = compose(shown.state, layers, before, self._stills)
+            try:
+                picture = compose(shown.state, layers, before, self._stills)
+            except Superseded:
+                return
         self._screen.show(with_message(picture.image, picture.problem), JPEG_QUALITY)
         seconds = time.perf_counter() - start
-        budget.learn(size[0] * size[1], seconds)
+        if anew:
+            budget.learn(seconds)
         self._last, self._layers = shown, layers
-        self._report(shown, size, seconds, picture.problem, layers)
+        self._report(shown, seconds, picture.problem, layers)
 
-    def _layers_of(self, scene: Scene, shown: _Shown, size: tuple[int, int]) -> ViewLayers:
-        """The layers drawn last if only the view changed, so that switching needs no new rendering."""
-        last, layers = self._last, self._layers
-        if (
-            last is not None
-            and layers is not None
-            and layers.scene is scene
-            and last.pose == shown.pose
-            and (last.state.frame, last.state.eig_form) == (shown.state.frame, shown.state.eig_form)
-            and layers.camera.width >= size[0]
-        ):
-            return layers
-        camera = shown.pose.camera(*size, time=frame_time(scene, shown.state.frame))
-        return ViewLayers(scene, camera, shown.state.eig_form)
+    def _layers_of(
+        self, cache: LayerCache, scene: Scene, shown: _Shown, size: tuple[int, int]
+    ) -> ViewLayers:
+        state = shown.state
+        depth = not shown.coarse or "depth" in (state.layer, state.compare_with)
+        layers = cache.get(scene, shown.pose, state, size, depth=depth)
+        layers.superseded = (lambda: False) if shown.coarse else self._moved_on
+        return layers
 
-    def _report(
-        self,
-        shown: _Shown,
-        size: tuple[int, int],
-        seconds: float,
-        problem: str,
-        layers: ViewLayers,
-    ) -> None:
-        self._sent_at = time.monotonic()
-        self._sent.append(self._sent_at)
-        recent = [t for t in self._sent if self._sent_at - t < 1.0]
+    def _moved_on(self) -> bool:
+        """Whether there is a newer camera than the one being drawn."""
+        newest = self._screen.pose()
+        return newest is not None and self._pose is not None and not newest.resembles(self._pose)
+
+    def _report(self, shown: _Shown, seconds: float, problem: str, layers: ViewLayers) -> None:
+        now = time.monotonic()
+        self._sent.append(now)
+        recent = [t for t in self._sent if now - t < 1.0]
         old = self._view.measurement
         histogram, eig_max = old.histogram, old.eig_max
         if shown.state.needs_eig and scene_has_evidence(layers.scene) and not problem:
             if not shown.coarse:
-                histogram, eig_max = layers.histogram(), layers.eig_max
+                histogram, eig_max = layers.histogram, layers.eig_max
                 self._measured = (shown.pose, shown.version, shown.state.eig_form)
         elif not scene_has_evidence(layers.scene):
             histogram = ()
-        moved = self._last is None or not shown.pose.resembles(self._last.pose)
+        tell = not shown.coarse or now - self._told_at > TELL_INTERVAL or problem != old.problem
+        if tell:
+            self._told_at = now
         self._view.publish_measurement(
             Measurement(
                 ms=seconds * 1e3,
@@ -267,10 +278,11 @@ class Viewport:
                 coarse=shown.coarse,
                 histogram=histogram,
                 eig_max=eig_max,
-                probe="" if moved or shown.coarse else old.probe,
+                probe="" if shown.coarse else old.probe,
                 problem=problem,
                 version=shown.version,
-            )
+            ),
+            tell=tell,
         )
 
     def _measure_at_rest(self, shown: _Shown, scene: Scene, resting: float) -> None:
@@ -283,10 +295,13 @@ class Viewport:
         if not scene_has_evidence(scene):
             return
         size = fit_size(shown.pose.width, shown.pose.height, 320 * 200)
-        camera = shown.pose.camera(*size, time=frame_time(scene, shown.state.frame))
-        with drawing_threads():
-            layers = ViewLayers(scene, camera, shown.state.eig_form)
-            histogram, eig_max = layers.histogram(), layers.eig_max
+        with drawing():
+            layers = self._layers_of(self._cache, scene, shown, size)
+            try:
+                histogram, eig_max = layers.histogram, layers.eig_max
+            except Superseded:
+                self._measured = None
+                return
         self._view.publish_measurement(
             replace(self._view.measurement, histogram=histogram, eig_max=eig_max)
         )
@@ -301,17 +316,11 @@ class Viewport:
         snapshot, state = self._session.store.latest(), self._view.get()
         self._last = _Shown(pose, state, snapshot.version, self._still_key(state), coarse=False)
         self._layers = None
+        self._cache.clear()
+        self._cache_before.clear()
         size = fit_size(pose.width, pose.height, 640 * 400)
         self._screen.show(with_message(black(size), words), JPEG_QUALITY)
         self._view.publish_measurement(replace(self._view.measurement, problem=words))
-
-
-def frame_time(scene: Scene, frame: int) -> float:
-    """Time of a recorded frame, s; 0 without a recording."""
-    if scene.capture is None or not scene.capture.trajectory.cameras:
-        return 0.0
-    cameras = scene.capture.trajectory.cameras
-    return cameras[min(max(frame, 0), len(cameras) - 1)].time
 
 
 def scene_has_evidence(scene: Scene) -> bool:
@@ -319,17 +328,10 @@ def scene_has_evidence(scene: Scene) -> bool:
     return scene.fisher is not None and scene.fisher.blocks.shape[0] == scene.num_gaussians
 
 
-class drawing_threads:  # noqa: N801 - reads as a statement: `with drawing_threads():`
-    """The core's thread budget of a picture, without gradients."""
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """While open, this thread draws for somebody: before all work in the background."""
+    from faithfusion_studio.render.priority import foreground
 
-    def __enter__(self) -> None:
-        from faithfusion_studio.render.cpu import thread_limit
-
-        self._limit = thread_limit(threads_for_viewport())
-        self._no_grad = torch.no_grad()
-        self._limit.__enter__()
-        self._no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._no_grad.__exit__(*error)
-        self._limit.__exit__(*error)
+    with foreground(), torch.no_grad():
+        yield

@@ -86,6 +86,7 @@ class ClientWindow:
     def show(self, image: UInt8[np.ndarray, "H W 3"], quality: int) -> None:
         """Replace the picture."""
         self.client.scene.set_background_image(image, format="jpeg", jpeg_quality=quality)
+        self.client.flush()  # viser gathers messages for up to two windows of 1/60 s otherwise
 
     def notify(self, title: str, body: str, error: bool) -> None:
         """Show a short message; errors stay longer."""

@@ -1,5 +1,6 @@
 """The render loop of one client: newest wins, coarse then full, nothing escapes."""
 
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,12 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from street_scene import HEIGHT, WIDTH, recorded_camera, street, without_recording
+from street_scene import (
+    HEIGHT,
+    WIDTH,
+    recorded_camera,
+    street,
+    with_true_photos,
+    without_recording,
+)
 
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.information.fisher import recorded_fisher
+from faithfusion_studio.studio import layers as layers_module
 from faithfusion_studio.studio import viewport as viewport_module
 from faithfusion_studio.studio.lens import pose_of
-from faithfusion_studio.studio.viewport import FrameBudget, Viewport
+from faithfusion_studio.studio.pacing import FrameBudget
+from faithfusion_studio.studio.viewport import FULL_BUDGET, Viewport
 
 CANVAS = (WIDTH, HEIGHT)
 
@@ -63,13 +74,16 @@ def test_an_unchanged_view_is_drawn_once(screen, viewport):
     assert screen.images[0].shape == (HEIGHT, WIDTH, 3)
 
 
-def test_a_moving_camera_is_drawn_coarse_and_once_more_in_full_at_rest(screen, viewport, view):
-    viewport._coarse.pixels = WIDTH * HEIGHT // 4
+def test_a_moving_camera_is_drawn_coarse_and_once_more_in_full_at_rest(
+    screen, viewport, view, monkeypatch
+):
     now = at_rest(viewport)
+    monkeypatch.setattr(FrameBudget, "pixels", lambda _self, canvas: canvas // 4)
     screen.newest = pose_of(recorded_camera(1), CANVAS)
     viewport.step(now)
     assert view.measurement.coarse
     assert screen.images[-1].shape[0] < HEIGHT
+    monkeypatch.undo()
     viewport.step(now + 0.5)
     assert not view.measurement.coarse
     assert screen.images[-1].shape == (HEIGHT, WIDTH, 3)
@@ -93,17 +107,140 @@ def test_a_new_snapshot_is_drawn_without_any_movement(screen, viewport, session)
     assert (screen.images[0] != screen.images[1]).any()
 
 
-def test_switching_the_layer_reuses_the_rasterisation(screen, viewport, view, monkeypatch):
-    calls = []
-    original = viewport_module.ViewLayers.view.func
-    monkeypatch.setattr(
-        viewport_module.ViewLayers.view, "func", lambda self: calls.append(1) or original(self)
-    )
+@pytest.fixture
+def rasterised(monkeypatch):
+    """Sizes of all passes over the Gaussians, in order."""
+    sizes = []
+    original = layers_module.rasterize_view
+
+    def counted(scene, camera, options):
+        sizes.append((camera.width, camera.height))
+        return original(scene, camera, options)
+
+    monkeypatch.setattr(layers_module, "rasterize_view", counted)
+    return sizes
+
+
+@pytest.fixture
+def known(session, monkeypatch):
+    """The session's scene with evidence of its recorded views; no answer counts as slow."""
+    monkeypatch.setattr(viewport_module, "NOTICED", 1e9)
+    scene = with_true_photos(session.snapshot.scene)
+    session.publish(replace(scene, fisher=recorded_fisher(scene, max_views=3)))
+
+
+def test_what_lies_over_the_picture_needs_no_new_rendering(
+    screen, viewport, view, known, rasterised
+):
     now = at_rest(viewport)
-    view.set(layer="depth")
+    del rasterised[:]
+    changed = [
+        {"layer": "overlay"},
+        {"overlay_opacity": 0.3},
+        {"tint": True},
+        {"threshold": (0.1, 0.3)},
+        {"threshold": (0.1, 0.5)},
+        {"layer": "depth"},
+        {"layer": "rgb", "tint": False},
+        {"layer": "eig"},
+        {"eig_form": "trace"},
+        {"compare": "wipe", "compare_with": "photo"},
+    ]
+    for number, change in enumerate(changed):
+        view.set(**change)
+        now = at_rest(viewport, now)
+        assert len(screen.images) == number + 2, change
+        assert rasterised == [], change
+
+
+def test_the_scene_before_the_fusion_is_rendered_once_too(
+    screen, viewport, view, session, known, rasterised
+):
+    now = at_rest(viewport)
+    session.before_scene = street(seed=5)
+    view.set(compare="wipe", compare_with="before")
+    now = at_rest(viewport, now)
+    del rasterised[:]
+    for wipe in (0.2, 0.4, 0.9):
+        view.set(wipe=wipe)
+        now = at_rest(viewport, now)
+    assert rasterised == []
+
+
+def test_a_slow_answer_at_rest_is_drawn_coarse_first(screen, viewport, view, known, monkeypatch):
+    monkeypatch.setattr(viewport_module, "NOTICED", -1.0)
+    monkeypatch.setattr(viewport_module, "MEASURE_SECONDS", 1e9)
+    now = at_rest(viewport)
+    monkeypatch.setattr(
+        FrameBudget,
+        "pixels",
+        lambda self, canvas: canvas if self._seconds == FULL_BUDGET else canvas // 4,
+    )
+    view.set(layer="overlay")
     at_rest(viewport, now)
+    assert [len(image) for image in screen.images] == [HEIGHT, 28, HEIGHT]
+
+
+def test_a_full_picture_nobody_waits_for_any_more_is_given_up(
+    screen, viewport, view, session, known, monkeypatch
+):
+    now = at_rest(viewport)
+    view.set(layer="overlay")
+    original = layers_module.rasterize_view
+
+    def moved_meanwhile(*arguments):
+        screen.newest = pose_of(recorded_camera(1), CANVAS)
+        return original(*arguments)
+
+    session.publish(replace(session.snapshot.scene))
+    monkeypatch.setattr(layers_module, "rasterize_view", moved_meanwhile)
+    viewport.step(now)
+    assert len(screen.images) == 1, "EIG was computed for a camera that had been left"
+    monkeypatch.undo()
+    viewport.step(now + 0.1)
     assert len(screen.images) == 2
-    assert len(calls) == 1
+    assert view.measurement.coarse
+
+
+def test_cameras_that_come_while_drawing_do_not_queue(screen, viewport, session, monkeypatch):
+    """Fifty cameras arrive during one picture: the next picture is of the last of them."""
+    drawn, first, go_on = [], threading.Event(), threading.Event()
+    original = layers_module.rasterize_view
+
+    def slow(scene, camera, options):
+        drawn.append(round(float(camera.position[0]), 3))
+        first.set()
+        assert go_on.wait(20.0)
+        return original(scene, camera, options)
+
+    monkeypatch.setattr(layers_module, "rasterize_view", slow)
+    viewport.start()
+    viewport.wake()
+    assert first.wait(20.0)
+    pose = screen.newest
+    for index in range(1, 51):
+        screen.newest = replace(pose, position=(index / 10, 0.0, 1.5))
+        viewport.wake()
+    go_on.set()
+    wait_for(lambda: len(screen.images) >= 2)
+    assert drawn[:2] == [0.0, 5.0]
+
+
+def test_panels_hear_of_numbers_now_and_then_while_moving_and_always_at_rest(
+    screen, viewport, view
+):
+    now = at_rest(viewport)
+    told = []
+    view.on_measured(told.append)
+    for index in range(20):
+        screen.newest = pose_of(recorded_camera(index % 2 + 1), CANVAS)
+        viewport.step(now)
+        now += 0.05
+    assert len(screen.images) == 21
+    assert len(told) < 20
+    at_rest(viewport, now + 1.0)
+    assert not told[-1].coarse
+    assert view.measurement is told[-1]
 
 
 def test_an_exception_becomes_a_line_on_the_picture_and_the_loop_goes_on(
@@ -174,16 +311,6 @@ def test_the_pixel_asked_for_is_told_in_metres(viewport, view):
     words = viewport.probe(0.5, 0.95)
     assert words.startswith("depth ") and " m · opacity" in words
     assert view.measurement.probe == words
-
-
-def test_a_budget_grows_for_fast_pictures_and_shrinks_for_slow_ones():
-    budget = FrameBudget(0.1, 100_000)
-    for _ in range(20):
-        budget.learn(budget.pixels, budget.pixels * 1e-6)
-    assert budget.pixels == pytest.approx(100_000, rel=0.05)
-    for _ in range(20):
-        budget.learn(budget.pixels, budget.pixels * 4e-6)
-    assert budget.pixels == pytest.approx(25_000, rel=0.1)
 
 
 def wait_for(condition, seconds=10.0):
