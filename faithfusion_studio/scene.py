@@ -7,9 +7,9 @@ Nothing in here is written after construction; an edit builds a new `Scene` with
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -93,15 +93,17 @@ def pixel_directions(
 ) -> Float32[Tensor, "H W 3"]:
     """Unit viewing directions through all pixel centres, world axes."""
     K = camera.K
-    x = (torch.arange(camera.width, dtype=torch.float32) + 0.5 - float(K[0, 2])) / float(K[0, 0])
-    y = (torch.arange(camera.height, dtype=torch.float32) + 0.5 - float(K[1, 2])) / float(K[1, 1])
-    rotation = camera.camtoworld[:3, :3].to(torch.float32)
+    x = torch.arange(camera.width, dtype=torch.float32, device=device)
+    y = torch.arange(camera.height, dtype=torch.float32, device=device)
+    x = (x + 0.5 - float(K[0, 2])) / float(K[0, 0])
+    y = (y + 0.5 - float(K[1, 2])) / float(K[1, 1])
+    rotation = camera.camtoworld[:3, :3].to(device, torch.float32)
     rays = (
         x[None, :, None] * rotation[:, 0]
         + y[:, None, None] * rotation[:, 1]
         + rotation[:, 2].expand(camera.height, camera.width, 3)
     )
-    return torch.nn.functional.normalize(rays, dim=-1).to(device)
+    return torch.nn.functional.normalize(rays, dim=-1)
 
 
 # -------------------------------------------------------------------------------- moving objects
@@ -299,6 +301,18 @@ class StoredFisher:
     """Knots (nats, calibrated value in [0, 1]) of the scene's monotone map, ascending."""
 
 
+_Tensors = TypeVar("_Tensors")
+
+
+def _moved(values: _Tensors, device: torch.device | str) -> _Tensors:
+    """A dataclass with all its tensors on a device; None stays None."""
+    if not is_dataclass(values) or isinstance(values, type):
+        return values
+    found = {f.name: getattr(values, f.name) for f in fields(values)}
+    moved = {name: t.to(device) for name, t in found.items() if isinstance(t, Tensor)}
+    return replace(values, **moved)
+
+
 @dataclass(frozen=True, eq=False)
 class WorldGaussians:
     """Every visible Gaussian at one time, in world axes."""
@@ -352,19 +366,38 @@ class Scene:
         """Background and nodes concatenated in scene order, nodes in their own frames."""
         return concatenate([self.background, *(node.gaussians for node in self.nodes)])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the scene is drawn and computed with; the recording and its cameras stay on the CPU."""
+        return self.background.means.device
+
+    def to(self, device: torch.device | str) -> Scene:
+        """The same scene drawn elsewhere; returns self where nothing has to move."""
+        if self.device == torch.device(device):
+            return self
+        nodes = (replace(n, gaussians=n.gaussians.to(device)) for n in self.nodes)
+        return replace(
+            self,
+            background=self.background.to(device),
+            nodes=tuple(nodes),
+            sky=_moved(self.sky, device),
+            fisher=_moved(self.fisher, device),
+            exposures=None if self.exposures is None else self.exposures.to(device),
+        )
+
     def at(self, time: float) -> WorldGaussians:
         """Background and visible nodes placed at a time (s), in world axes."""
-        parts = [self.background]
-        indices = [torch.full((len(self.background),), -1, dtype=torch.long)]
-        rows = [torch.arange(len(self.background))]
+        parts, device = [self.background], self.device
+        indices = [torch.full((len(self.background),), -1, dtype=torch.long, device=device)]
+        rows = [torch.arange(len(self.background), device=device)]
         start = len(self.background)
         for index, node in enumerate(self.nodes):
             pose = node.pose_at(time)
             count = len(node.gaussians)
             if pose is not None:
                 parts.append(node.gaussians.transformed(pose))
-                indices.append(torch.full((count,), index, dtype=torch.long))
-                rows.append(torch.arange(start, start + count))
+                indices.append(torch.full((count,), index, dtype=torch.long, device=device))
+                rows.append(torch.arange(start, start + count, device=device))
             start += count
         all_rows = None if len(parts) == len(self.nodes) + 1 else torch.cat(rows)
         return WorldGaussians(concatenate(parts), torch.cat(indices), all_rows)

@@ -62,6 +62,8 @@ def repair_stage(
 ) -> Iterator[RepairedFrame]:
     """Repair every frame of a stage; stop iterating to cancel.
 
+    Views and EIG are computed where the scene is; repairers and their frames stay on the CPU.
+
     Args:
         scene: Needs a recording and stored evidence.
         stage: Segment, lateral offset and threshold.
@@ -119,7 +121,7 @@ class _References:
         frame = capture.frames[index]
         camera = _sized(frame.camera, self._scene, self._size)
         view = render_view(self._scene, camera)
-        depth = view.depth
+        depth = view.depth.cpu()
         if capture.points is not None:
             depth = anchor_depth(depth, camera, capture.points.xyz)
         # Colours are looked up up to twice as finely as the repair, which keeps it sharp.
@@ -128,12 +130,12 @@ class _References:
             (round(frame.camera.width * finest), round(frame.camera.height * finest))
         )
         if self._scene.exposures is not None:
-            image = apply_exposure(image, _inverse_exposure(self._scene.exposures[index])).clamp(
-                0, 1
-            )
+            image = apply_exposure(
+                image, _inverse_exposure(self._scene.exposures[index].cpu())
+            ).clamp(0, 1)
         mask = frame.mask((camera.width, camera.height))
         return Reference(
-            image=image, depth=depth, alpha=view.alpha, camera=camera, dynamic_mask=mask
+            image=image, depth=depth, alpha=view.alpha.cpu(), camera=camera, dynamic_mask=mask
         )
 
 
@@ -159,13 +161,13 @@ def _repair_window(
         views = [rasterize_view(scene, camera) for camera in cameras]
         maps = [eig_map(scene, c, view=v) for c, v in zip(cameras, views, strict=True)]
         batch = RepairBatch(
-            renders=torch.stack([view.rgb.clamp(0, 1) for view in views]),
-            alphas=torch.stack([view.alpha for view in views]),
-            depths=torch.stack([view.depth for view in views]),
-            eig=torch.stack([m.eig for m in maps]),
-            calibrated_eig=torch.stack([m.calibrated for m in maps]),
-            coverage=torch.stack([m.coverage for m in maps]),
-            ucr=torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps]),
+            renders=torch.stack([view.rgb.clamp(0, 1) for view in views]).cpu(),
+            alphas=torch.stack([view.alpha for view in views]).cpu(),
+            depths=torch.stack([view.depth for view in views]).cpu(),
+            eig=torch.stack([m.eig for m in maps]).cpu(),
+            calibrated_eig=torch.stack([m.calibrated for m in maps]).cpu(),
+            coverage=torch.stack([m.coverage for m in maps]).cpu(),
+            ucr=torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps]).cpu(),
             cameras=tuple(cameras),
             references=references.around(cameras),
             eig_threshold=stage.eig_threshold,

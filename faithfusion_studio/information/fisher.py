@@ -131,7 +131,7 @@ class FisherAccumulator:
         )
         step = max(1, len(self._cameras) // CALIBRATION_VIEWS)
         maps = [
-            eig_map(self.scene, camera, fisher=fisher, prior=self.prior).eig
+            eig_map(self.scene, camera, fisher=fisher, prior=self.prior).eig.cpu()
             for camera in self._cameras[step // 2 :: step]
         ]
         calibration = fit_calibration(maps, void_nats(self.prior.void, self.noise_std))

@@ -108,7 +108,7 @@ def chain_view(scene: Scene, camera: Camera, view: RasterizedView) -> ChainView:
         sh=g.sh.detach(),
         sh_degree=g.sh_degree,
         viewmat=camera.viewmat.to(g.means),
-        K=camera.K.to(g.means),
+        K=camera.K.to(torch.float32),  # read as numbers, so it stays on the CPU
         width=camera.width,
         height=camera.height,
         visible=visible_gaussians(view.meta),

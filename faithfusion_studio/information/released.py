@@ -90,7 +90,7 @@ def _activated(diagonal: Float[Tensor, "N 13"], g: Gaussians) -> Tensor:
 
 def _diagonal(blocks: Tensor) -> Tensor:
     at = [a * PARAMETERS - a * (a - 1) // 2 for a in range(PARAMETERS)]
-    return blocks[:, at]
+    return blocks[:, torch.tensor(at, device=blocks.device)]
 
 
 def _rasterize(view: RasterizedView, camera: Camera, features: Tensor) -> tuple:

@@ -189,7 +189,7 @@ def posterior_covariances(
         if sh_evidence is not None and basis.shape[1] > 1:
             variance = 1 / (sh_evidence[part.evidence_rows, : basis.shape[1] - 1] + sh_prior)
             colour = (basis[:, 1:, None] ** 2 * variance).sum(1) * lit
-            M[:, range(6, 9), range(6, 9)] += colour
+            M.diagonal(dim1=1, dim2=2)[:, 6:] += colour
         out[part.visible] = pack(M * scale)
     return out
 
@@ -221,7 +221,7 @@ def chain_matrices(
     A[:, 6:, 10:] = torch.diag_embed(SH_C0 * lit)
     if view.nodes is not None and view.node_rotations is not None:
         node = view.nodes[index].long()
-        eye = torch.eye(3).to(m).expand(len(node), 3, 3)
+        eye = torch.eye(3, dtype=m.dtype, device=m.device).expand(len(node), 3, 3)
         rotation = torch.where(
             (node >= 0)[:, None, None], view.node_rotations.to(m)[node.clamp(min=0)], eye
         )

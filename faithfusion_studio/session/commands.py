@@ -231,7 +231,8 @@ def apply_edit(scene: Scene, command: Edit) -> Scene:
         if not all(math.isfinite(c) and 0 <= c <= 1 for c in command.color):
             raise CommandError(f"the sky colour {command.color} is not three numbers in 0..1.")
         fisher = None if scene.fisher is None else replace(scene.fisher, sky=None)
-        return replace(scene, sky=ConstantSky(torch.tensor(command.color)), fisher=fisher)
+        color = torch.tensor(command.color, device=scene.device)
+        return replace(scene, sky=ConstantSky(color), fisher=fisher)
     index = _node_index(scene, command.name)
     if isinstance(command, RemoveNode):
         start = len(scene.background) + sum(len(n.gaussians) for n in scene.nodes[:index])

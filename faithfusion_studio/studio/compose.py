@@ -105,12 +105,14 @@ def _still(source: str, state: ViewState, layers: ViewLayers, stills: StillSourc
             f"{still.name} fits only where its camera stood: go back to the shown path"
             + (" at offset 0 m." if source == "photo" else "."),
         )
-    image, inside = see_through(still.image, still.camera, layers.camera)
+    image, inside = (
+        t.to(dimmed.device) for t in see_through(still.image, still.camera, layers.camera)
+    )
     picture = torch.where(inside[..., None], image.clamp(0, 1), dimmed)
     if still.changed is not None:
         mask = still.changed[..., None].expand_as(still.image).contiguous()
         changed, _ = see_through(mask, still.camera, layers.camera)
-        picture = torch.where(changed > 0.5, picture, layers.rgb)
+        picture = torch.where(changed.to(dimmed.device) > 0.5, picture, layers.rgb)
     return Picture(picture)
 
 
@@ -146,7 +148,7 @@ def with_message(
     import cv2
 
     tensor = image if image.dtype == torch.uint8 else to_uint8(image)
-    array = np.ascontiguousarray(tensor.numpy())
+    array = np.ascontiguousarray(tensor.cpu().numpy())
     if not text:
         return array
     height, width = array.shape[:2]

@@ -151,7 +151,8 @@ class ViewLayers:
     def _provenance(self) -> Float32[Tensor, "H W 3"]:
         grey = self.rgb.mean(-1, keepdim=True).expand_as(self.rgb)
         share = self.generated.clamp(0, 1)[..., None]
-        return grey * (1 - 0.8 * share) + torch.tensor(GENERATED_COLOR) * 0.8 * share
+        color = torch.tensor(GENERATED_COLOR, device=grey.device)
+        return grey * (1 - 0.8 * share) + color * 0.8 * share
 
     def tinted(
         self, image: Float32[Tensor, "H W 3"], threshold: tuple[float, float]
@@ -162,14 +163,15 @@ class ViewLayers:
         low, tau = threshold
         kind = (self.eig.calibrated >= low).to(torch.long)
         kind[split_regions(self.eig, tau).ucr] = 2
-        weight = torch.tensor([0.0, 0.22, 0.42])
-        tint = weight[:, None] * torch.tensor([[0.0] * 3, BAND_COLOR, UCR_COLOR])
+        weight = torch.tensor([0.0, 0.22, 0.42], device=image.device)
+        colors = torch.tensor([[0.0] * 3, BAND_COLOR, UCR_COLOR], device=image.device)
+        tint = weight[:, None] * colors
         return torch.addcmul(tint[kind], image, (1 - weight)[kind][..., None])
 
     @cached_property
     def histogram(self) -> tuple[float, ...]:
         """Share of pixels per bin of calibrated EIG; uncovered pixels count as 1."""
-        values = torch.where(self.eig.coverage, self.eig.calibrated, torch.ones(()))
+        values = torch.where(self.eig.coverage, self.eig.calibrated, 1.0)
         counts = torch.histc(values.clamp(0, 1), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
         return tuple((counts / max(values.numel(), 1)).tolist())
 
