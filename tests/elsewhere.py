@@ -49,6 +49,9 @@ class Elsewhere(torch.Tensor):
     def numpy(self, **options: Any):
         raise TypeError("can't convert a tensor on another device to numpy; use .cpu() first")
 
+    def tolist(self) -> Any:
+        return self.host.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})

@@ -547,3 +547,13 @@ def test_the_studio_says_where_it_is_and_leaves_on_request(scene_path, tmp_path)
     assert "nothing was unsaved" in err
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", found["port"]), timeout=5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_asking_for_cuda_without_it_is_one_sentence_and_the_cpu(scene_path, tmp_path, capsys):
+    words = ["eig", scene_path, tmp_path / "out", "--frames", "0:1", "--device", "cuda", "--json"]
+    assert cli.main([*map(str, words)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["device"].startswith("CPU")
+    assert captured.err.count("the CPU is used.") == 1
+    assert len(names(tmp_path / "out")) == 2

@@ -21,6 +21,9 @@ from faithfusion_studio.information import (
 from faithfusion_studio.render.views import ViewOptions, rasterize_view, render_view
 from faithfusion_studio.repair import create_repairer
 from faithfusion_studio.scene import CubemapSky, RigidNode, Scene
+from faithfusion_studio.studio.compose import Still, compose, with_message
+from faithfusion_studio.studio.layers import HISTOGRAM_BINS, ViewLayers
+from faithfusion_studio.studio.view_state import ViewState
 
 
 @pytest.fixture
@@ -104,6 +107,20 @@ def test_views_and_evidence_and_eig_equal_those_on_the_cpu(known, device) -> Non
     assert isinstance(split_regions(found_map, 0.4).ucr, Elsewhere)
     more = add_views(fisher, away, [camera], [torch.ones(camera.height, camera.width)])
     assert float(more.blocks.sum()) > float(fisher.blocks.sum())
+
+
+@pytest.mark.parametrize("layer", ["rgb", "depth", "alpha", "eig", "overlay", "provenance"])
+def test_every_layer_of_the_studio_is_drawn_there(known, device, layer) -> None:
+    camera = drive_camera(0.4, y=0.8, time=0.1)
+    state = ViewState(layer=layer, tint=True, compare="wipe", compare_with="photo")
+    photo = Still(known.capture.frames[0].image(), camera, "The photo")
+    pictures = []
+    for scene in (known.to(device), known):
+        layers = ViewLayers(scene, camera, "block")
+        pictures.append(with_message(compose(state, layers, None, lambda *_: photo).image, ""))
+        assert len(layers.histogram) == HISTOGRAM_BINS
+    close = abs(pictures[0].astype(int) - pictures[1].astype(int)) <= 2
+    assert close.all(-1).mean() > 0.99  # a pixel at the threshold may change sides
 
 
 def test_a_repair_comes_back_to_the_cpu(known, device) -> None:

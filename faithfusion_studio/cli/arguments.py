@@ -26,7 +26,15 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View(Command):
+class DeviceCommand(Command):
+    """What commands that draw or learn share."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to draw and learn: CUDA if it works, else the CPU. Why CUDA is not used is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(DeviceCommand):
     """Open the studio in a browser; the default command: `ff-studio PATH`."""
 
     path: Positional[Path]
@@ -42,7 +50,7 @@ class View(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct(Command):
+class Reconstruct(DeviceCommand):
     """Train a scene from a recording; Ctrl+C saves what is trained."""
 
     capture: Positional[Path]
@@ -74,7 +82,7 @@ class Info(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlongPath(Command):
+class AlongPath(DeviceCommand):
     """Cameras along the recorded drive."""
 
     offset: float = 0.0
@@ -100,7 +108,7 @@ class Eig(AlongPath):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(Command):
+class Repair(DeviceCommand):
     """Repair a segment seen from beside the path; writes rendered, repaired, mask, confidence PNGs."""
 
     scene: Positional[Path]
@@ -115,7 +123,7 @@ class Repair(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuse(Command):
+class Fuse(DeviceCommand):
     """Repair a segment and distil it into the splats; Ctrl+C saves what is distilled."""
 
     scene: Positional[Path]

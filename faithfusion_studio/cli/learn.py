@@ -23,6 +23,7 @@ from faithfusion_studio.cli.inputs import (
 )
 from faithfusion_studio.cli.running import (
     Result,
+    chosen_device,
     in_words,
     opened,
     provenance_counts,
@@ -164,7 +165,7 @@ def repair(args: a.Repair) -> Result:
     """Pictures of a repair, frame by frame."""
     from faithfusion_studio.io.pictures import filled_folder
 
-    scene = opened(args.scene)
+    scene = opened(args.scene, chosen_device(args.device))
     stage = _stage(args, scene)
     scene = with_evidence(scene)
     stems = frame_stems(scene.capture, len(scene.trajectory))
@@ -221,7 +222,7 @@ def fuse(args: a.Fuse) -> Result:
 
     if args.steps < 1:
         raise CommandLineError(f"--steps: found {args.steps}; expected at least 1.")
-    scene = opened(args.scene)
+    scene = opened(args.scene, chosen_device(args.device))
     stage = _stage(args, scene, steps=args.steps, weighting=args.weighting)
     engines, started = Engines(), time.perf_counter()
     with reserved(args.out, args.scene), interruptible("saving what is distilled") as stop:

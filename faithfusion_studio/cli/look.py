@@ -14,12 +14,14 @@ from faithfusion_studio.cli.console import ProgressLine, duration
 from faithfusion_studio.cli.inputs import CommandLineError, cameras_of, output_folder, parse_size
 from faithfusion_studio.cli.running import (
     Result,
+    chosen_device,
     in_words,
     opened,
     provenance_counts,
     scene_notes,
     with_evidence,
 )
+from faithfusion_studio.render.device import choose_device, device_name
 from faithfusion_studio.scene import Capture, Scene
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -53,6 +55,7 @@ def info(args: a.Info) -> Result:
         "licence": _about("licence", scene, capture),
         "notes": [*scene_notes(scene), *(() if capture is None else capture.notes)],
         "studio_version": __version__,
+        "device": choose_device().name,
     }
     shown = {**values, "format": FORMATS[kind].split(",", maxsplit=1)[0]}
     width = max(map(len, shown))
@@ -71,7 +74,7 @@ def eig(args: a.Eig) -> Result:
     from faithfusion_studio.render.views import to_uint8
     from faithfusion_studio.video import eig_colors, fit_camera
 
-    scene = opened(args.scene)
+    scene = opened(args.scene, chosen_device(args.device))
     cameras, stems = cameras_of(scene, args)
     size, scene = parse_size(args.size), with_evidence(scene)
     line, seconds, ucr, values = ProgressLine("EIG of frame"), [], [], []
@@ -101,6 +104,7 @@ def eig(args: a.Eig) -> Result:
         "form": args.form,
         "threshold": args.threshold,
         "offset": args.offset,
+        "device": device_name(scene.device),
         "out": args.out_dir,
     }
     return Result(
@@ -118,7 +122,8 @@ def render(args: a.Render) -> Result:
     """A video or a folder of pictures."""
     from faithfusion_studio.video import VideoOptions, export_files, export_video
 
-    scene = opened(args.scene)
+    device = chosen_device(args.device)
+    scene = opened(args.scene, device)
     cameras, stems = cameras_of(scene, args)
     is_video = args.out.suffix.lower() == ".mp4"
     everything = not is_video or args.layout == "side-by-side"
@@ -133,7 +138,7 @@ def render(args: a.Render) -> Result:
         fps=args.fps or _frame_rate([camera.time for camera in cameras]),
         caption=args.caption,
         provenance=args.provenance,
-        before=None if args.before is None else opened(args.before),
+        before=None if args.before is None else opened(args.before, device),
         stems=tuple(stems),
     )
     scene = with_evidence(scene) if "eig" in layers else scene

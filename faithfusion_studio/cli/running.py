@@ -12,6 +12,7 @@ import torch
 from faithfusion_studio.cli.console import Interruption, ProgressLine, say
 from faithfusion_studio.cli.inputs import CommandLineError
 from faithfusion_studio.gaussians import Gaussians, Provenance
+from faithfusion_studio.render.device import Device, choose_device
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.engines import Engines
 from faithfusion_studio.session.jobs import Job, JobResult, fisher_job
@@ -40,14 +41,22 @@ def run_job(job: Job, what: str, stop: Interruption | None = None) -> JobResult:
         line.close()
 
 
-def opened(path: Path) -> Scene:
-    """The scene in a file, after saying what was left out on reading."""
+def chosen_device(asked: Device) -> torch.device:
+    """Where to draw and learn, after saying why it is not CUDA where that is worth saying."""
+    choice = choose_device(asked, say)
+    if choice.problem is not None:
+        say(choice.problem)
+    return choice.device
+
+
+def opened(path: Path, device: torch.device) -> Scene:
+    """The scene in a file, on a device, after saying what was left out on reading."""
     from faithfusion_studio.io import load_scene
 
     scene = load_scene(path)
     for note in scene_notes(scene):
         say(note)
-    return scene
+    return scene.to(device)
 
 
 def with_evidence(scene: Scene) -> Scene:

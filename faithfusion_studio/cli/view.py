@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import socket
 import sys
@@ -11,13 +10,12 @@ import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import torch
-
 from faithfusion_studio import __version__
 from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import EXIT_CODES, Interruption, interruptible, say
 from faithfusion_studio.cli.inputs import CommandLineError
-from faithfusion_studio.cli.running import Result
+from faithfusion_studio.cli.running import Result, chosen_device
+from faithfusion_studio.render.device import device_name
 from faithfusion_studio.scene import Scene
 
 DEFAULT_PORT = 8080
@@ -34,7 +32,7 @@ def view(args: a.View) -> Result:
             return Result({}, exit_code=2)
         path = scene_path
     port = free_port(args.host, args.port)
-    scene = load_scene(path)
+    scene = load_scene(path).to(chosen_device(args.device))
     from faithfusion_studio.session import Session
     from faithfusion_studio.studio.app import launch
 
@@ -62,7 +60,7 @@ def _announce(args: a.View, path: Path, scene: Scene, url: str, port: int) -> No
     from faithfusion_studio.cli import announce, tell
 
     frames = 0 if scene.capture is None else len(scene.capture)
-    device = device_name()
+    device = device_name(scene.device)
     if args.json:
         announce(
             {
@@ -93,14 +91,6 @@ def _announce(args: a.View, path: Path, scene: Scene, url: str, port: int) -> No
             "this address can use the studio."
         )
     tell([*lines, "Ctrl+C ends it and keeps unsaved work."])
-
-
-def device_name() -> str:
-    """What renders: the GPU's name, or the CPU with its threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU ({platform.machine()}), {threads} threads"
 
 
 def free_port(host: str, port: int | None) -> int:

@@ -102,7 +102,7 @@ class History:
             raise IndexError(index)
         entry = self._entries[index]
         if entry.file is not None:
-            scene = self._load(entry.file)
+            scene = self._load(entry.file).to(entry.scene.device)
             moments = entry.optimizer_state
             if moments is not None:
                 moments = _put_back(moments, scene.extra_tensors)

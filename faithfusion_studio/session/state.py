@@ -15,6 +15,7 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.gaussians import Provenance
+from faithfusion_studio.render.device import device_name
 from faithfusion_studio.scene import Scene
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class SessionState:
     """Files written in this session."""
     fisher_ready: bool = False
     has_recording: bool = False
+    device: str = ""
+    """What draws and learns, for people."""
     num_gaussians: int = 0
     num_generated: int = 0
     provenance: tuple[tuple[str, int], ...] = ()
@@ -100,6 +103,7 @@ def scene_facts(scene: Scene) -> dict[str, Any]:
         "fisher_ready": scene.fisher is not None
         and len(scene.fisher.blocks) == scene.num_gaussians,
         "has_recording": scene.capture is not None,
+        "device": device_name(scene.device),
         "num_gaussians": scene.num_gaussians,
         "num_generated": sum(counts) - counts[Provenance.RECORDED],
         "provenance": tuple((p.name.lower(), counts[p]) for p in Provenance if counts[p]),

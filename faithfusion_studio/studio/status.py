@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from faithfusion_studio.studio.view_state import Measurement
-
-
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """What draws: the GPU's name, or the CPU and its threads."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU, {count} threads"
 
 
 def memory_bytes() -> int:
@@ -48,7 +36,7 @@ def status_text(state: Any, measurement: Measurement) -> str:
     width, height = measurement.size
     speed = f"{measurement.fps:.0f} fps" if measurement.fps else f"{measurement.ms:.0f} ms"
     parts = [
-        device_name(),
+        state.device,
         f"{speed} at {width}x{height}",
         f"{count_text(state.num_gaussians)} splats",
         f"{memory_bytes() / 1e9:.1f} GB",

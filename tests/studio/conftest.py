@@ -50,6 +50,7 @@ class FakeSession:
             unsaved=False,
             fisher_ready=scene.fisher is not None,
             has_recording=scene.capture is not None,
+            device="CPU (test), 2 threads",
             num_gaussians=scene.num_gaussians,
         )
 

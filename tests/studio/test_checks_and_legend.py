@@ -103,4 +103,5 @@ def test_counts_and_the_status_line_have_two_or_three_digits(session):
         "3.14M",
     ]
     text = status_text(session.state, measured())
+    assert text.startswith("CPU (test), 2 threads")
     assert "31 ms at 640x360" in text and "600 splats" in text and "saved" in text
