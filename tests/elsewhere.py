@@ -102,8 +102,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 @contextmanager
-def elsewhere(monkeypatch) -> Iterator[torch.device]:
-    """Inside, this device computes, and the rasteriser knows it."""
+def elsewhere(monkeypatch, backend: Any = None) -> Iterator[torch.device]:
+    """Inside, this device computes; `backend` rasterises there, or the CPU core by copies."""
     make = torch.tensor
 
     def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
@@ -117,10 +117,10 @@ def elsewhere(monkeypatch) -> Iterator[torch.device]:
         "_get_fused_kernels_supported_devices",
         lambda: ["cpu", ELSEWHERE.type],
     )
-    choose = rasterization.backend
+    choose, chosen = rasterization.backend, backend or Backend
     for module in (rasterization, chain):
         monkeypatch.setattr(
-            module, "backend", lambda device: Backend if device == ELSEWHERE else choose(device)
+            module, "backend", lambda device: chosen if device == ELSEWHERE else choose(device)
         )
     with _Mode():
         yield ELSEWHERE

@@ -103,7 +103,7 @@ def _inputs(meta: RasterizationMeta, tiles: CudaTiles) -> _Inputs:
     assert tiles.last is not None
     parts = [tiles.means2d, tiles.conics, tiles.opacities[..., None], tiles.colors]
     records = torch.nn.functional.pad(torch.cat(parts, -1), (0, _RECORD - 9))
-    end = tiles.offsets.new_tensor([len(tiles.entries)])
+    end = torch.full((1,), len(tiles.entries), dtype=torch.int32, device=meta.device)
     return _Inputs(
         records.reshape(-1, _RECORD),
         tiles.entries,

@@ -190,13 +190,42 @@ def install(monkeypatch) -> None:
     """Let `render.rasterization` use the CUDA backend, over this module, for tensors on the CPU."""
     from faithfusion_studio.render import chain, cuda, gsplat_ops, rasterization
 
-    for name, twin in (
-        ("project", project),
-        ("shade", shade),
-        ("list_tiles", list_tiles),
-        ("blend", blend),
-        ("blend_backward", blend_backward),
-    ):
-        monkeypatch.setattr(gsplat_ops, name, twin)
+    for twin in (project, shade, list_tiles, blend, blend_backward):
+        monkeypatch.setattr(gsplat_ops, twin.__name__, twin)
     for module in (rasterization, chain):
         monkeypatch.setattr(module, "backend", lambda device: cuda)
+
+
+def install_elsewhere(monkeypatch):
+    """The same for the device of tests/elsewhere.py; returns the backend to give it."""
+    from elsewhere import Elsewhere, to_host
+    from torch.utils._pytree import tree_map
+
+    from faithfusion_studio.render import cuda, cuda_information, gsplat_ops
+
+    def fetched(operator):
+        """On the CPU and back, as an operator of a device does behind its interface."""
+
+        def call(*arguments):
+            results = operator(*tree_map(to_host, arguments))
+            return tree_map(lambda v: Elsewhere(v) if isinstance(v, Tensor) else v, results)
+
+        return call
+
+    class Kernels:
+        def __getattr__(self, name: str):
+            kernel = getattr(module, name)
+
+            class Launcher:
+                def __getitem__(self, grid):
+                    return lambda *a, **options: kernel[grid](*map(to_host, a), **options)
+
+            return Launcher()
+
+    for twin in (project, shade):
+        monkeypatch.setattr(gsplat_ops, twin.__name__, twin)
+    for twin in (list_tiles, blend, blend_backward):
+        monkeypatch.setattr(gsplat_ops, twin.__name__, fetched(twin))
+    module = cuda_information._kernels()
+    monkeypatch.setattr(cuda_information, "_kernels", Kernels)
+    return cuda
