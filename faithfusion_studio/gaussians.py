@@ -6,7 +6,7 @@ properties `scales` and `opacities` give the activated values that rasterisers t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
@@ -51,12 +51,20 @@ class Gaussians:
     @property
     def scales(self) -> Float[Tensor, "N 3"]:
         """Standard deviations, m."""
-        return torch.exp(self.log_scales)
+        return self._activated("scales", torch.exp, self.log_scales)
 
     @property
     def opacities(self) -> Float[Tensor, "N"]:
         """Opacities in (0, 1)."""
-        return torch.sigmoid(self.logit_opacities)
+        return self._activated("opacities", torch.sigmoid, self.logit_opacities)
+
+    def _activated(self, name: str, function: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
+        """Computed once, since stored values never change; anew where gradients are wanted."""
+        if stored.requires_grad:
+            return function(stored)
+        if name not in self.__dict__:
+            self.__dict__[name] = function(stored)
+        return self.__dict__[name]
 
     @property
     def sh(self) -> Float[Tensor, "N K 3"]:

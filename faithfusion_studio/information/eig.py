@@ -25,8 +25,8 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.information.calibration import Calibration, void_nats
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
-from faithfusion_studio.render.chain import factor_blocks, posterior_covariances
-from faithfusion_studio.render.rasterization import evaluate_information, rasterization
+from faithfusion_studio.render.chain import factor_blocks, parameter_variances, posterior_gain
+from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import RasterizedView, ViewOptions, rasterize_view
 from faithfusion_studio.scene import (
     Scene,
@@ -99,10 +99,12 @@ def eig_map(
             return EigMap(gain, calibrated, covered, form)
         G = _gain(scene, camera, view, fisher, prior, form == "diagonal")
         unseen = (1 - view.alpha).square() * void / fisher.noise_std**2
-        G[..., 0] += unseen
-        G[..., 3] += unseen
-        G[..., 5] += unseen
-        trace = G[..., 0] + G[..., 3] + G[..., 5]
+        if form == "diagonal":
+            trace = G + 3 * unseen
+        else:
+            for channel in (0, 3, 5):
+                G[..., channel] += unseen
+            trace = G[..., 0] + G[..., 3] + G[..., 5]
         eig = half_log_det(G) if form == "block" else 0.5 * trace
         calibrated = scene_calibration(fisher, prior).apply(eig)
     return EigMap(eig, calibrated, covered, form, trace / 3)
@@ -181,32 +183,33 @@ def _gain(
     view: RasterizedView,
     fisher: StoredFisher,
     prior: FisherPrior,
-    diagonal: bool,
+    trace: bool,
 ) -> Tensor:
-    chain = chain_view(scene, camera, view)
-    covariances = posterior_covariances(
-        chain,
-        _factors(scene, fisher, prior, diagonal),
+    return posterior_gain(
+        chain_view(scene, camera, view),
+        view.meta,
+        _factors(scene, fisher, prior, trace),
         scale=1 / fisher.noise_std**2,
         sh_evidence=fisher.sh if fisher.sh.shape[1] else None,
         sh_prior=prior.sh_precision,
+        background=view.background,
+        trace=trace,
     )
-    return evaluate_information(view.meta, covariances[None], view.background[None])[0]
 
 
-# The factor of H + Lambda does not depend on the view; a viewer asks for many views of one scene.
-_FACTORS: weakref.WeakKeyDictionary[StoredFisher, tuple[tuple, Tensor]] = (
+# What is made of H + Lambda does not depend on the view; a viewer asks for many views of one scene.
+_FACTORS: weakref.WeakKeyDictionary[StoredFisher, dict[bool, tuple[tuple, Tensor]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def _factors(scene: Scene, fisher: StoredFisher, prior: FisherPrior, diagonal: bool) -> Tensor:
+def _factors(scene: Scene, fisher: StoredFisher, prior: FisherPrior, trace: bool) -> Tensor:
     sizes = (scene.background.log_scales, *(node.gaussians.log_scales for node in scene.nodes))
-    key = (prior, diagonal, *map(id, sizes))
-    kept = _FACTORS.get(fisher)
-    if kept is not None and kept[0] == (key, *map(id, sizes)):
-        return kept[1]
-    scales = torch.exp(torch.cat(sizes))
-    factors = factor_blocks(fisher.blocks, prior.precision(scales), diagonal=diagonal)
-    _FACTORS[fisher] = ((key, *map(id, sizes)), factors)
+    key = (prior, *map(id, sizes))
+    kept = _FACTORS.setdefault(fisher, {})
+    if trace in kept and kept[trace][0] == key:
+        return kept[trace][1]
+    precision = prior.precision(torch.exp(torch.cat(sizes)))
+    factors = (parameter_variances if trace else factor_blocks)(fisher.blocks, precision)
+    kept[trace] = (key, factors)
     return factors

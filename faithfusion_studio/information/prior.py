@@ -105,7 +105,8 @@ def chain_view(scene: Scene, camera: Camera, view: RasterizedView) -> ChainView:
         means=g.means.detach(),
         quats=g.quats.detach(),
         scales=g.scales.detach(),
-        sh=g.sh.detach(),
+        sh0=g.sh0.detach(),
+        shN=g.shN.detach(),
         sh_degree=g.sh_degree,
         viewmat=camera.viewmat.to(g.means),
         K=camera.K.to(torch.float32),  # read as numbers, so it stays on the CPU

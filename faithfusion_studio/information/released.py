@@ -21,7 +21,13 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.information.prior import chain_view
-from faithfusion_studio.render.chain import PACKED_BLOCK, PARAMETERS, add_fisher, last_positions
+from faithfusion_studio.render.chain import (
+    PACKED_BLOCK,
+    PARAMETERS,
+    add_fisher,
+    diagonal_of,
+    last_positions,
+)
 from faithfusion_studio.render.rasterization import accumulate_information, rasterization
 from faithfusion_studio.render.views import RasterizedView, ViewOptions
 from faithfusion_studio.scene import Scene, StoredFisher
@@ -72,7 +78,14 @@ def _novel_squares(scene: Scene, camera: Camera, view: RasterizedView) -> Tensor
     summed[:, 0] += 1 / SH_C0  # keeps the summed colour positive; only its slope matters
     sh = torch.zeros(*summed.shape, 3, device=summed.device)
     sh[..., 0] = summed
-    chain = replace(chain_view(scene, camera, view), sh=sh, sh_degree=degree, rows=None, nodes=None)
+    chain = replace(
+        chain_view(scene, camera, view),
+        sh0=sh[:, :1],
+        shN=sh[:, 1:],
+        sh_degree=degree,
+        rows=None,
+        nodes=None,
+    )
     blocks = torch.zeros(len(g), PACKED_BLOCK, device=summed.device)
     evidence = torch.zeros(len(g), summed.shape[1] - 1, 3, device=summed.device)
     add_fisher(chain, S, blocks, evidence)
@@ -89,8 +102,7 @@ def _activated(diagonal: Float[Tensor, "N 13"], g: Gaussians) -> Tensor:
 
 
 def _diagonal(blocks: Tensor) -> Tensor:
-    at = [a * PARAMETERS - a * (a - 1) // 2 for a in range(PARAMETERS)]
-    return blocks[:, torch.tensor(at, device=blocks.device)]
+    return blocks[:, torch.tensor(diagonal_of(PARAMETERS), device=blocks.device)]
 
 
 def _rasterize(view: RasterizedView, camera: Camera, features: Tensor) -> tuple:

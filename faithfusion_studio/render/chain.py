@@ -21,7 +21,11 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from faithfusion_studio.render.rasterization import RasterizationMeta, backend
+from faithfusion_studio.render.rasterization import (
+    RasterizationMeta,
+    backend,
+    evaluate_information,
+)
 from faithfusion_studio.transforms import SH_C0, eval_sh, quat_to_rotmat, sh_basis
 
 PARAMETERS, RECORD = 13, 9
@@ -40,8 +44,10 @@ class ChainView:
     """Body -> world, wxyz."""
     scales: Float[Tensor, "N 3"]
     """Standard deviations, m."""
-    sh: Float[Tensor, "N K 3"]
-    """All SH coefficients, K = (sh_degree + 1)^2."""
+    sh0: Float[Tensor, "N 1 3"]
+    """Degree-0 SH coefficient."""
+    shN: Float[Tensor, "N R 3"]
+    """Higher SH coefficients, R >= (sh_degree + 1)^2 - 1."""
     sh_degree: int
     viewmat: Float[Tensor, "4 4"]
     """World -> camera."""
@@ -194,6 +200,83 @@ def posterior_covariances(
     return out
 
 
+def parameter_variances(
+    blocks: Float32[Tensor, "G 91"], prior: Float32[Tensor, "G 13"]
+) -> Float32[Tensor, "G 16"]:
+    """1 / (diagonal of H + prior), what the diagonal form keeps; padded by three zeros to a whole vector.
+
+    Args:
+        blocks: H, packed.
+        prior: Diagonal prior precision, positive.
+    """
+    out = blocks.new_zeros(len(blocks), 16)
+    torch.reciprocal(blocks[:, diagonal_of(PARAMETERS)] + prior, out=out[:, :PARAMETERS])
+    return out
+
+
+def diagonal_of(size: int) -> list[int]:
+    """Where the diagonal lies in the packed upper triangle of a [size, size] matrix."""
+    return [a * size - a * (a - 1) // 2 for a in range(size)]
+
+
+def posterior_gain(
+    view: ChainView,
+    meta: RasterizationMeta,
+    factors: Float32[Tensor, "G P"],
+    *,
+    scale: float,
+    sh_evidence: Float32[Tensor, "G R 3"] | None = None,
+    sh_prior: float = 1.0,
+    background: Float32[Tensor, "H W 3"] | None = None,
+    trace: bool = False,
+) -> Float32[Tensor, "H W *X"]:
+    """What the posterior leaves open at every pixel of a rasterised view: G, or only its trace.
+
+    The same as `posterior_covariances` followed by `evaluate_information`, but on the CPU nothing of size
+    [N, 45] is ever written, and the trace of the diagonal form has a shorter polynomial of its own.
+
+    Args:
+        view: The Gaussians and the camera.
+        meta: Of the rasterisation of that view.
+        factors: From `factor_blocks` [G, 91]; with `trace` from `parameter_variances` [G, 16].
+        scale: Usually 1 / sigma^2 of the novel pixel.
+        sh_evidence: As in `posterior_covariances`.
+        sh_prior: As in `posterior_covariances`.
+        background: What lies behind the Gaussians; None is what was blended.
+        trace: tr G of the diagonal form, in place of the six numbers of G.
+
+    Returns:
+        G packed as (rr, rg, rb, gg, gb, bb) [H, W, 6], or its trace [H, W].
+    """
+    if view.means.device.type == "cpu":
+        from faithfusion_studio.render import cpu
+
+        core, threads = _core()
+        out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))
+        core.posterior_gain(
+            meta.tiles.frames[0],
+            _arguments(view),
+            _plain(factors),
+            None if sh_evidence is None else _plain(sh_evidence),
+            sh_prior,
+            scale,
+            cpu._background(meta, 0, None if background is None else background[None]),
+            trace,
+            out.numpy(),
+            threads,
+        )
+        return out
+    if trace:
+        spread = factors.new_zeros(len(factors), PACKED_BLOCK)
+        spread[:, [a * (a + 3) // 2 for a in range(PARAMETERS)]] = factors[:, :PARAMETERS].sqrt()
+        factors = spread
+    M = posterior_covariances(
+        view, factors, scale=scale, sh_evidence=sh_evidence, sh_prior=sh_prior
+    )
+    G = evaluate_information(meta, M[None], None if background is None else background[None])[0]
+    return G[..., 0] + G[..., 3] + G[..., 5] if trace else G
+
+
 # --------------------------------------------------------------------------- formulas in torch
 
 
@@ -208,7 +291,7 @@ def chain_matrices(
 ) -> tuple[Float[Tensor, "V 9 13"], Float[Tensor, "V K"], Float[Tensor, "V 3"]]:
     """A of every visible Gaussian, the SH basis at its direction, and 1 where a colour is not clamped."""
     index = view.visible
-    m, scales, sh = view.means[index], view.scales[index], view.sh[index]
+    m, scales, sh = view.means[index], view.scales[index], torch.cat([view.sh0, view.shN], 1)[index]
     W = view.viewmat[:3, :3].to(m)
     t = m @ W.T + view.viewmat[:3, 3].to(m)
     body = W @ quat_to_rotmat(view.quats[index])
@@ -319,7 +402,8 @@ def _arguments(view: ChainView) -> tuple:
         _plain(view.means),
         _plain(view.quats),
         _plain(view.scales),
-        _plain(view.sh),
+        _plain(view.sh0),
+        _plain(view.shN),
         view.sh_degree,
         _indices(view.visible),
         _indices(view.rows),

@@ -123,20 +123,20 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        gaussians: tuple[Tensor, ...],
+        gaussians: tuple[Tensor | None, ...],
         request: _Request,
         meta: RasterizationMeta,
         *differentiable: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         core = _load_core()
-        viewmats, backgrounds = gaussians[5], meta.backgrounds
+        viewmats, backgrounds = gaussians[6], meta.backgrounds
         cameras, height, width = len(viewmats), request.height, request.width
         features = (3 if request.sh_degree is not None else gaussians[4].shape[1]) * request.color
         colors = _empty(cameras, height, width, features + request.depth)
         alphas = _empty(cameras, height, width, 1)
         for c in range(cameras):
             frame = core.project(
-                *(t.numpy() for t in gaussians[:5]),
+                *map(_array, gaussians[:6]),
                 viewmats[c].numpy(),
                 request.Ks[c].numpy(),
                 width,
@@ -182,20 +182,19 @@ class _Rasterize(torch.autograd.Function):
             v_alphas = v_alphas - torch.where(alphas > _EMPTY, v_depth * colors[..., -1:], 0.0)
             v_colors = torch.cat([v_colors[..., :-1], v_depth], dim=-1)
         grads = [_empty(*t.shape) for t in gaussians[:4]]
-        grad_colors = _empty(*gaussians[4].shape) if wanted[4] and request.color else None
-        grad_viewmats = torch.zeros_like(gaussians[5]) if wanted[5] else None
-        cameras, n = len(gaussians[5]), meta.tiles.count
+        grad_colors = _gradient_of_colors(gaussians, wanted) if request.color else (None, None)
+        grad_viewmats = torch.zeros_like(gaussians[6]) if wanted[6] else None
+        cameras, n = len(gaussians[6]), meta.tiles.count
         means2d = _empty(cameras, n, 2)
         absgrad = _empty(cameras, n, 2) if request.absgrad else None
         for c, frame in enumerate(meta.tiles.frames):
             core.backward(
                 frame,
-                *(t.numpy() for t in gaussians[:5]),
+                *map(_array, gaussians[:6]),
                 None if meta.backgrounds is None else meta.backgrounds[c].numpy(),
                 v_colors[c].numpy(),
                 v_alphas[c].numpy(),
-                *(g.numpy() for g in grads),
-                None if grad_colors is None else grad_colors.numpy(),
+                *map(_array, (*grads, *grad_colors)),
                 None if grad_viewmats is None else grad_viewmats[c].numpy(),
                 means2d[c].numpy(),
                 None if absgrad is None else absgrad[c].numpy(),
@@ -205,12 +204,27 @@ class _Rasterize(torch.autograd.Function):
             )
         meta.grad_means2d, meta.absgrad = means2d, absgrad
         grad_background = None
-        if wanted[6] and meta.backgrounds is not None:
+        if wanted[7] and meta.backgrounds is not None:
             grad_background = (v_colors * (1 - alphas)).sum(dim=(1, 2))[
                 :, : colors_of(gaussians[4], request)
             ]
-        results = [*grads, grad_colors, grad_viewmats, grad_background]
+        results = [*grads, *grad_colors, grad_viewmats, grad_background]
         return None, None, None, *(g if w else None for g, w in zip(results, wanted, strict=True))
+
+
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.numpy()
+
+
+def _gradient_of_colors(
+    gaussians: tuple[Tensor | None, ...], wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the gradients of the colours and of the higher SH coefficients, where either is wanted."""
+    if not (wanted[4] or wanted[5]):
+        return None, None
+    colors, bands = gaussians[4], gaussians[5]
+    assert colors is not None
+    return _empty(*colors.shape), None if bands is None else _empty(*bands.shape)
 
 
 def colors_of(colors: Tensor, request: _Request) -> int:
@@ -253,7 +267,7 @@ def rasterization(
     quats: Tensor,
     scales: Tensor,
     opacities: Tensor,
-    colors: Tensor,
+    parts: tuple[Tensor, ...],
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
@@ -269,7 +283,12 @@ def rasterization(
     rasterize_mode: str,
     absgrad: bool,
 ) -> tuple[Tensor, Tensor, RasterizationMeta]:
-    """`render.rasterization.rasterization` for checked CPU tensors."""
+    """`render.rasterization.rasterization` for checked CPU tensors.
+
+    Args:
+        parts: The colours as (features or all SH coefficients,) or (first, higher SH coefficients).
+    """
+    colors, bands = parts[0], parts[1] if len(parts) > 1 else None
     threads, fixed = _work()
     color, depth = "RGB" in render_mode, render_mode.endswith("D")
     request = _Request(
@@ -293,7 +312,8 @@ def rasterization(
         raise BackendError(
             f"absgrad was asked for {colors.shape[1]} feature channels; expected at most 4 channels with depth."
         )
-    gaussians = tuple(_plain(t) for t in (means, quats, scales, opacities, colors, viewmats))
+    differentiable = (means, quats, scales, opacities, colors, bands, viewmats)
+    gaussians = tuple(None if t is None else _plain(t) for t in differentiable)
     tiles = _Tiles(
         frames=[],
         count=len(means),
@@ -309,7 +329,7 @@ def rasterization(
         load_screen=lambda: _screen(tiles),
     )
     rendered, alphas = _Rasterize.apply(
-        gaussians, request, meta, means, quats, scales, opacities, colors, viewmats, backgrounds
+        gaussians, request, meta, *differentiable, backgrounds
     )
     return rendered, alphas, meta
 

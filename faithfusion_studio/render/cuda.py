@@ -128,7 +128,7 @@ def rasterization(
     quats: Tensor,
     scales: Tensor,
     opacities: Tensor,
-    colors: Tensor,
+    parts: tuple[Tensor, ...],
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
@@ -144,7 +144,12 @@ def rasterization(
     rasterize_mode: str,
     absgrad: bool,
 ) -> tuple[Tensor, Tensor, RasterizationMeta]:
-    """`render.rasterization.rasterization` for checked CUDA tensors."""
+    """`render.rasterization.rasterization` for checked CUDA tensors.
+
+    Args:
+        parts: The colours as (features or all SH coefficients,) or (first, higher SH coefficients).
+    """
+    colors = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     color, depth = "RGB" in render_mode, render_mode.endswith("D")
     means, quats, scales, opacities, colors, viewmats = (
         plain(t) for t in (means, quats, scales, opacities, colors, viewmats)

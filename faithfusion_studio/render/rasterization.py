@@ -139,26 +139,35 @@ def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]
             _require(shape == shapes[name], f"{name} of shape {shape}", f"shape {shapes[name]}")
 
 
-def _check_colors(colors: Tensor, n: int, sh_degree: int | None) -> int:
-    """Number of colour channels of valid colours."""
+def _check_features(colors: Tensor, n: int) -> int:
+    """Number of channels of valid features."""
     shape = tuple(colors.shape)
-    if sh_degree is None:
-        _require(
-            colors.ndim == 2 and shape[0] == n and shape[1] >= 1,
-            f"colors of shape {shape} without sh_degree",
-            f"({n}, D) features",
-        )
-        return shape[1]
-    _require(0 <= sh_degree <= MAX_SH_DEGREE, f"sh_degree {sh_degree}", f"0 to {MAX_SH_DEGREE}")
-    enough = (
-        colors.ndim == 3 and shape[0] == n and shape[2] == 3 and shape[1] >= (sh_degree + 1) ** 2
-    )
     _require(
-        enough,
-        f"colors of shape {shape} for sh_degree {sh_degree}",
-        f"({n}, K, 3) with K at least {(sh_degree + 1) ** 2}",
+        colors.ndim == 2 and shape[0] == n and shape[1] >= 1,
+        f"colors of shape {shape} without sh_degree",
+        f"({n}, D) features",
     )
-    return 3
+    return shape[1]
+
+
+def _check_harmonics(parts: tuple[Tensor, ...], n: int, sh_degree: int) -> None:
+    """SH coefficients in one tensor, or the first and the higher ones apart."""
+    _require(0 <= sh_degree <= MAX_SH_DEGREE, f"sh_degree {sh_degree}", f"0 to {MAX_SH_DEGREE}")
+    needed, shapes = (sh_degree + 1) ** 2, [tuple(part.shape) for part in parts]
+    fits = all(len(shape) == 3 and shape[0] == n and shape[2] == 3 for shape in shapes)
+    if len(parts) == 1:
+        expected = f"({n}, K, 3) with K at least {needed}"
+        _require(
+            fits and shapes[0][1] >= needed,
+            f"colors of shape {shapes[0]} for sh_degree {sh_degree}",
+            expected,
+        )
+        return
+    _require(
+        fits and len(parts) == 2 and shapes[0][1] == 1 and shapes[1][1] >= needed - 1,
+        f"colors of shapes {', '.join(map(str, shapes))} for sh_degree {sh_degree}",
+        f"({n}, 1, 3) and ({n}, K - 1, 3) with K at least {needed}",
+    )
 
 
 def rasterization(
@@ -166,7 +175,7 @@ def rasterization(
     quats: Tensor,
     scales: Tensor,
     opacities: Tensor,
-    colors: Tensor,
+    colors: Tensor | tuple[Tensor, Tensor],
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
@@ -189,7 +198,8 @@ def rasterization(
         quats: [N, 4] orientations wxyz, body to world; normalised here.
         scales: [N, 3] standard deviations along the body axes, m, positive (activated).
         opacities: [N] in [0, 1] (activated).
-        colors: [N, D] features, or [N, K, 3] SH coefficients when `sh_degree` is given.
+        colors: [N, D] features, or with `sh_degree` all SH coefficients [N, K, 3], or the pair (first
+            [N, 1, 3], higher [N, K - 1, 3]) as they are stored and learned, which saves a copy.
         viewmats: [C, 4, 4] world to camera, rigid.
         Ks: [C, 3, 3] pinhole intrinsics, pixels; no gradient flows to them.
         width: Image width, pixels.
@@ -217,10 +227,17 @@ def rasterization(
         int(viewmats.shape[0]) if viewmats.ndim else 0,
     )
     tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities}
-    tensors |= {"colors": colors, "viewmats": viewmats, "Ks": Ks}
+    tensors |= {"viewmats": viewmats, "Ks": Ks}
+    parts = colors if isinstance(colors, tuple) else (colors,)
+    tensors |= dict(zip(("colors", "higher colors"), parts, strict=False))
     shapes = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,)}
     shapes |= {"viewmats": (cameras, 4, 4), "Ks": (cameras, 3, 3)}
-    channels = _check_colors(colors, n, sh_degree)
+    if sh_degree is None:
+        _require(len(parts) == 1, "a pair of colors without sh_degree", f"({n}, D) features")
+        channels = _check_features(parts[0], n)
+    else:
+        _check_harmonics(parts, n, sh_degree)
+        channels = 3
     if backgrounds is not None:
         tensors["backgrounds"] = backgrounds
         shapes["backgrounds"] = (cameras, channels)
@@ -246,7 +263,7 @@ def rasterization(
         quats,
         scales,
         opacities,
-        colors,
+        parts,
         viewmats,
         Ks,
         width,

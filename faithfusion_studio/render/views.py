@@ -68,39 +68,23 @@ class RasterizedView:
         return self.load_depth()
 
 
-@dataclass(frozen=True, eq=False)
-class _Placed:
-    """A scene at one time with its Gaussians activated."""
-
-    world: WorldGaussians
-    scales: Float32[Tensor, "N 3"]
-    opacities: Float32[Tensor, "N"]
-    sh: Float32[Tensor, "N K 3"]
-
-
-# The scenes drawn last: a viewer draws many views of one scene, sometimes of the one before beside it.
-_RECENT: list[tuple[weakref.ref[Scene], float, _Placed]] = []
+# Moving objects placed at the times drawn last: a viewer draws many views of one moment.
+_RECENT: list[tuple[weakref.ref[Scene], float, WorldGaussians]] = []
 _KEPT = 2
 
 
-def _placed(scene: Scene, time: float) -> _Placed:
-    if torch.is_grad_enabled():
-        return _place(scene, time)
-    time = time if scene.nodes else 0.0
+def _world(scene: Scene, time: float) -> WorldGaussians:
+    """The scene at one time; the same value again while nothing has moved, so that it is activated once."""
+    if not scene.nodes or torch.is_grad_enabled():
+        return scene.at(time)
     recent = tuple(_RECENT)
-    for kept, at, placed in recent:
+    for kept, at, world in recent:
         if kept() is scene and at == time:
-            return placed
-    placed = _place(scene, time)
-    entry = (weakref.ref(scene, lambda _gone: _RECENT.clear()), time, placed)
-    _RECENT[:] = (entry, *(one for one in recent if one[0]() is not scene))[:_KEPT]
-    return placed
-
-
-def _place(scene: Scene, time: float) -> _Placed:
+            return world
     world = scene.at(time)
-    g = world.gaussians
-    return _Placed(world, g.scales, g.opacities, g.sh)
+    entry = (weakref.ref(scene, lambda _gone: _RECENT.clear()), time, world)
+    _RECENT[:] = (entry, *(one for one in recent if one[0]() is not scene))[:_KEPT]
+    return world
 
 
 def rasterize_view(
@@ -116,17 +100,17 @@ def rasterize_view(
     from faithfusion_studio.render.rasterization import rasterization
 
     options = options or ViewOptions()
-    placed = _placed(scene, camera.time)
-    g = placed.world.gaussians
+    world = _world(scene, camera.time)
+    g = world.gaussians
     device = g.means.device
 
     def rasterized(mode: RenderMode) -> tuple[Tensor, Tensor, RasterizationMeta]:
         return rasterization(
             g.means,
             g.quats,
-            placed.scales,
-            placed.opacities,
-            placed.sh,
+            g.scales,
+            g.opacities,
+            (g.sh0, g.shN),
             camera.viewmat.to(device, torch.float32)[None],
             camera.K.to(device, torch.float32)[None],
             camera.width,
@@ -145,7 +129,7 @@ def rasterize_view(
     def depth() -> Tensor:
         return colors[0, :, :, 3] if options.depth else rasterized("ED")[0][0, :, :, 0]
 
-    return RasterizedView(rgb, alphas[0, :, :, 0], background, meta, placed.world, depth)
+    return RasterizedView(rgb, alphas[0, :, :, 0], background, meta, world, depth)
 
 
 def sky_image(

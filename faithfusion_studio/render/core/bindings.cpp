@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 
+#include "coefficients.h"
 #include "kernels.h"
 #include "render.h"
 
@@ -38,8 +39,16 @@ nb::ndarray<nb::numpy, float> empty(const std::vector<size_t>& shape) {
     return nb::ndarray<nb::numpy, float>(buffer->get<float>(count), shape.size(), shape.data(), owner);
 }
 
+// Colours are [n, D] features, or with sh_degree all coefficients [n, K, 3], or the first [n, 1, 3] and the others in bands.
+void set_colors(Inputs& in, const Input& colors, const std::optional<Input>& bands) {
+    in.colors = colors.data();
+    in.color_stride = (int64_t)(colors.ndim() == 3 ? 3 * colors.shape(1) : colors.shape(1));
+    in.bands = bands ? bands->data() : in.colors + 3;
+    in.band_stride = bands ? (int64_t)(3 * bands->shape(1)) : in.color_stride;
+}
+
 Inputs inputs(const Input& means, const Input& quats, const Input& scales, const Input& opacities, const Input& colors,
-              int sh_degree, bool depth_channel, bool color_channels) {
+              const std::optional<Input>& bands, int sh_degree, bool depth_channel, bool color_channels) {
     Inputs in;
     in.n = (int64_t)means.shape(0);
     in.means = means.data();
@@ -48,17 +57,16 @@ Inputs inputs(const Input& means, const Input& quats, const Input& scales, const
     in.opacities = opacities.data();
     in.depth_channel = depth_channel;
     if (!color_channels) return in;
-    in.colors = colors.data();
+    set_colors(in, colors, bands);
     in.features = sh_degree >= 0 ? 3 : (int)colors.shape(1);
     in.sh_degree = sh_degree;
-    in.sh_coefficients = sh_degree >= 0 ? (int)colors.shape(1) : 0;
     return in;
 }
 
-std::unique_ptr<Frame> project(Input means, Input quats, Input scales, Input opacities, Input colors, Input viewmat, Input K,
-                               int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d,
-                               bool antialiased, int sh_degree, bool depth_channel, bool color_channels, int threads) {
-    Inputs in = inputs(means, quats, scales, opacities, colors, sh_degree, depth_channel, color_channels);
+std::unique_ptr<Frame> project(Input means, Input quats, Input scales, Input opacities, Input colors, std::optional<Input> bands,
+                               Input viewmat, Input K, int width, int height, float near_plane, float far_plane, float radius_clip,
+                               float eps2d, bool antialiased, int sh_degree, bool depth_channel, bool color_channels, int threads) {
+    Inputs in = inputs(means, quats, scales, opacities, colors, bands, sh_degree, depth_channel, color_channels);
     Options o{width, height, near_plane, far_plane, radius_clip, eps2d, antialiased};
     auto frame = std::make_unique<Frame>();
     nb::gil_scoped_release release;
@@ -73,15 +81,15 @@ void blend(Frame& frame, Input colors, std::optional<Input> background, Array co
     blend_frame(frame, Work{threads, false}, bg, color.data(), alpha.data());
 }
 
-void backward(Frame& frame, Input means, Input quats, Input scales, Input opacities, Input colors, std::optional<Input> background,
-              Input v_color, Input v_alpha, Array g_means, Array g_quats, Array g_scales, Array g_opacities,
-              std::optional<Array> g_colors, std::optional<Array> g_viewmat, Array g_means2d,
-              std::optional<Array> g_absgrad, bool fresh, int threads, bool deterministic) {
+void backward(Frame& frame, Input means, Input quats, Input scales, Input opacities, Input colors, std::optional<Input> bands,
+              std::optional<Input> background, Input v_color, Input v_alpha, Array g_means, Array g_quats, Array g_scales,
+              Array g_opacities, std::optional<Array> g_colors, std::optional<Array> g_bands, std::optional<Array> g_viewmat,
+              Array g_means2d, std::optional<Array> g_absgrad, bool fresh, int threads, bool deterministic) {
     frame.in.means = means.data();
     frame.in.quats = quats.data();
     frame.in.scales = scales.data();
     frame.in.opacities = opacities.data();
-    if (frame.in.colors) frame.in.colors = colors.data();
+    if (frame.in.colors) set_colors(frame.in, colors, bands);
     const float* bg = pointer(background);
     Gradients g;
     g.fresh = fresh;
@@ -90,6 +98,7 @@ void backward(Frame& frame, Input means, Input quats, Input scales, Input opacit
     g.scales = g_scales.data();
     g.opacities = g_opacities.data();
     g.colors = pointer(g_colors);
+    g.bands = g_bands ? g_bands->data() : g.colors ? g.colors + 3 : nullptr;
     g.viewmat = pointer(g_viewmat);
     g.means2d = g_means2d.data();
     g.absgrad = pointer(g_absgrad);
@@ -111,7 +120,10 @@ void accumulate(const Frame& frame, std::optional<Input> background, Input weigh
 void evaluate(const Frame& frame, std::optional<Input> background, Input covariances, Array out, int threads) {
     const Backdrop bg = backdrop(background);
     nb::gil_scoped_release release;
-    kernels().evaluate(frame, Work{threads, false}, bg, covariances.data(), out.data());
+    Buffer memory;
+    float* rows = memory.get<float>((size_t)frame.slots() * kBlockRow);
+    kernels().unpack(frame, threads, covariances.data(), rows);
+    kernels().evaluate(frame, Work{threads, false}, bg, false, rows, out.data());
 }
 
 // Writes the screen quantities into [N, ...] arrays; zero for Gaussians that are not visible.
@@ -154,7 +166,10 @@ NB_MODULE(_core, m) {
         .def_prop_ro("pairs", [](const Frame& f) { return f.pairs; });
     m.def("instruction_set", [] { return kernels().name; });
     m.def("empty", &empty);
-    m.def("project", &project);
+    m.def("project", &project, nb::arg("means"), nb::arg("quats"), nb::arg("scales"), nb::arg("opacities"), nb::arg("colors"),
+          nb::arg("bands").none(), nb::arg("viewmat"), nb::arg("K"), nb::arg("width"), nb::arg("height"), nb::arg("near_plane"),
+          nb::arg("far_plane"), nb::arg("radius_clip"), nb::arg("eps2d"), nb::arg("antialiased"), nb::arg("sh_degree"),
+          nb::arg("depth_channel"), nb::arg("color_channels"), nb::arg("threads"));
     m.def("blend", &blend);
     m.def("backward", &backward);
     m.def("accumulate", &accumulate);

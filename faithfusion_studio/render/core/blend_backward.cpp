@@ -20,7 +20,7 @@ static FF_INLINE void backward_block(const Record* batch, uint32_t todo, float p
         Seen s = see(r, px, py);
         M valid = s.valid & (F(position + j) < stop);
         F alpha = keep(valid, min(exp2(s.exponent), F(kAlphaMax)));
-        tt = tt / (F(1.0f) - alpha);
+        tt = tt * reciprocal(F(1.0f) - alpha);
         F w = alpha * tt, value = v_alpha;
         for (int k = 0; k < NC; k++) value = fma(v[k], F(r.color[k]), value);
         F difference = value - b;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <optional>
 
+#include "coefficients.h"
 #include "kernels.h"
 #include "render.h"
 
@@ -46,26 +47,27 @@ auto optional(const nb::handle& o) -> decltype(std::declval<T>().data()) {
     return o.is_none() ? nullptr : nb::cast<T>(o).data();
 }
 
-// (means, quats, scales, sh, sh_degree, visible, rows, nodes, node_rotations, viewmat, K, width, height)
+// (means, quats, scales, sh0, bands, sh_degree, visible, rows, nodes, node_rotations, viewmat, K, width, height)
 ChainView make_view(const nb::tuple& t) {
     ChainView v;
     v.means = nb::cast<Input>(t[0]).data();
     v.quats = nb::cast<Input>(t[1]).data();
     v.scales = nb::cast<Input>(t[2]).data();
-    Input sh = nb::cast<Input>(t[3]);
-    v.sh = sh.data();
-    v.sh_coefficients = (int)sh.shape(1);
-    v.sh_degree = nb::cast<int>(t[4]);
-    Index visible = nb::cast<Index>(t[5]);
+    v.sh0 = nb::cast<Input>(t[3]).data();
+    Input bands = nb::cast<Input>(t[4]);
+    v.bands = bands.data();
+    v.band_count = (int)bands.shape(1);
+    v.sh_degree = nb::cast<int>(t[5]);
+    Index visible = nb::cast<Index>(t[6]);
     v.visible = visible.data();
     v.count = (int64_t)visible.shape(0);
-    v.rows = optional<Index>(t[6]);
-    v.nodes = optional<Index>(t[7]);
-    v.node_rotations = optional<Input>(t[8]);
+    v.rows = optional<Index>(t[7]);
+    v.nodes = optional<Index>(t[8]);
+    v.node_rotations = optional<Input>(t[9]);
     Options o{};
-    o.width = nb::cast<int>(t[11]);
-    o.height = nb::cast<int>(t[12]);
-    v.cam = make_camera(nb::cast<Input>(t[9]).data(), nb::cast<Input>(t[10]).data(), o);
+    o.width = nb::cast<int>(t[12]);
+    o.height = nb::cast<int>(t[13]);
+    v.cam = make_camera(nb::cast<Input>(t[10]).data(), nb::cast<Input>(t[11]).data(), o);
     return v;
 }
 
@@ -122,11 +124,28 @@ void factor_blocks(Input blocks, Input prior, bool diagonal, Array factors, int 
     chain_kernels().factor(threads, count, blocks.data(), prior.data(), diagonal, factors.data());
 }
 
+Posterior make_posterior(const Input& factors, const std::optional<Input>& sh_evidence, float sh_prior, float scale) {
+    return {factors.data(), sh_evidence ? sh_evidence->data() : nullptr, sh_prior, scale};
+}
+
 void posterior_covariances(nb::tuple view, Input factors, std::optional<Input> sh_evidence, float sh_prior, float scale, Array out, int threads) {
     const ChainView v = make_view(view);
-    const float* evidence = sh_evidence ? sh_evidence->data() : nullptr;
+    const Posterior p = make_posterior(factors, sh_evidence, sh_prior, scale);
     nb::gil_scoped_release release;
-    chain_kernels().posterior(v, threads, factors.data(), evidence, sh_prior, scale, out.data());
+    chain_kernels().posterior(v, p, threads, out.data());
+}
+
+// G of every pixel straight from a posterior: [H, W, 6], or from variances [n, 16] its trace [H, W].
+void posterior_gain(const Frame& frame, nb::tuple view, Input factors, std::optional<Input> sh_evidence, float sh_prior, float scale,
+                    std::optional<Input> background, bool trace, Array out, int threads) {
+    const ChainView v = make_view(view);
+    const Posterior p = make_posterior(factors, sh_evidence, sh_prior, scale);
+    const Backdrop bg{background ? background->data() : nullptr, background && background->ndim() == 3};
+    nb::gil_scoped_release release;
+    Buffer memory;
+    float* rows = memory.get<float>((size_t)frame.slots() * (trace ? kTraceRow : kBlockRow));
+    (trace ? kernels().trace_rows : kernels().block_rows)(frame, v, p, threads, rows);
+    kernels().evaluate(frame, Work{threads, false}, bg, trace, rows, out.data());
 }
 
 }  // namespace
@@ -138,4 +157,6 @@ void bind_chain(nb::module_& m) {
     m.def("factor_blocks", &factor_blocks);
     m.def("posterior_covariances", &posterior_covariances, nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
           nb::arg("sh_prior"), nb::arg("scale"), nb::arg("out"), nb::arg("threads"));
+    m.def("posterior_gain", &posterior_gain, nb::arg("frame"), nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
+          nb::arg("sh_prior"), nb::arg("scale"), nb::arg("background").none(), nb::arg("trace"), nb::arg("out"), nb::arg("threads"));
 }

@@ -1,152 +1,13 @@
 // Fisher blocks and posterior covariances of sixteen Gaussians at a time (formulas: render/chain.py).
-#include <algorithm>
-
-#include "chain.h"
-#include "geometry.h"
-#include "harmonics.h"
+#include "chain_rules.h"
 
 namespace ff {
 namespace FF_ISA {
 
 constexpr int64_t kGroups = 16;   // groups of sixteen Gaussians per task
 
-// Which screen values a parameter moves: means reach everything but opacity, the rest little.
-constexpr int kSupport[kParameters][9] = {
-    {8, 0, 1, 2, 3, 4, 6, 7, 8}, {8, 0, 1, 2, 3, 4, 6, 7, 8}, {8, 0, 1, 2, 3, 4, 6, 7, 8},
-    {3, 2, 3, 4}, {3, 2, 3, 4}, {3, 2, 3, 4}, {3, 2, 3, 4}, {3, 2, 3, 4}, {3, 2, 3, 4},
-    {1, 5}, {1, 6}, {1, 7}, {1, 8}};
-
-constexpr int upper(int a, int b, int n) { return a <= b ? a * n - a * (a - 1) / 2 + b - a : upper(b, a, n); }
-
-struct Chain {
-    F A[kRecord][kParameters];   // entries outside kSupport are never read
-    F basis[16];
-    F lit[3];                    // 1 where the colour is not clamped at 0
-};
-
-// Row `index[l]` of a [., width] array into lane l; missing lanes repeat the last row.
-static FF_INLINE void gather(const float* base, int64_t width, const int32_t* index, F* out, int used) {
-    alignas(64) float t[16 * kBlock];
-    for (int l = 0; l < 16; l++) {
-        const float* row = base + (int64_t)index[l] * width;
-        for (int k = 0; k < used; k++) t[k * 16 + l] = row[k];
-    }
-    for (int k = 0; k < used; k++) out[k] = load(t + 16 * k);
-}
-
-static FF_INLINE void color_chain(const ChainView& view, const Geometry& g, const int32_t* index, Chain& out) {
-    F v[3], n[3];
-    for (int k = 0; k < 3; k++) v[k] = g.m[k] - F(view.cam.origin[k]);
-    F inverse = F(1.0f) / sqrt(max(v[0] * v[0] + v[1] * v[1] + v[2] * v[2], F(1e-24f)));
-    for (int k = 0; k < 3; k++) n[k] = v[k] * inverse;
-    sh_basis(view.sh_degree, n[0], n[1], n[2], out.basis);
-    const int coefficients = (view.sh_degree + 1) * (view.sh_degree + 1);
-    F sh[48];
-    gather(view.sh, 3 * view.sh_coefficients, index, sh, 3 * coefficients);
-    for (int ch = 0; ch < 3; ch++) {
-        F value(0.5f), d[3] = {F(0.0f), F(0.0f), F(0.0f)}, own[16];
-        for (int k = 0; k < coefficients; k++) {
-            own[k] = sh[3 * k + ch];
-            value = fma(own[k], out.basis[k], value);
-        }
-        M lit = value >= F(0.0f);
-        out.lit[ch] = select(lit, F(1.0f), F(0.0f));
-        sh_basis_backward(view.sh_degree, n[0], n[1], n[2], own, d);
-        F along = d[0] * n[0] + d[1] * n[1] + d[2] * n[2];
-        for (int k = 0; k < 3; k++) out.A[6 + ch][k] = keep(lit, (d[k] - along * n[k]) * inverse);
-        out.A[6 + ch][10 + ch] = F(kSh0) * out.lit[ch];
-    }
-}
-
-static FF_INLINE void shape_chain(const Geometry& g, Chain& out) {
-    const F* u = g.A;
-    const F* v = g.A + 3;
-    F two(2.0f), s2[3];
-    for (int k = 0; k < 3; k++) s2[k] = g.s[k] * g.s[k];
-    for (int k = 0; k < 3; k++) {
-        const int b = (k + 1) % 3, c = (k + 2) % 3;
-        F e = s2[b] - s2[c];
-        out.A[2][3 + k] = e * two * u[b] * u[c];
-        out.A[3][3 + k] = e * (u[b] * v[c] + u[c] * v[b]);
-        out.A[4][3 + k] = e * two * v[b] * v[c];
-        out.A[2][6 + k] = two * s2[k] * u[k] * u[k];
-        out.A[3][6 + k] = two * s2[k] * u[k] * v[k];
-        out.A[4][6 + k] = two * s2[k] * v[k] * v[k];
-    }
-}
-
-static FF_INLINE void mean_chain(const Camera& cam, const Geometry& g, Chain& out) {
-    F rz = g.rz, fx = F(cam.fx) * rz, fy = F(cam.fy) * rz, zero(0.0f), two(2.0f);
-    F Y0[3], Y1[3];   // columns of the camera-frame covariance against the two rows of the pinhole Jacobian
-    for (int r = 0; r < 3; r++) {
-        Y0[r] = Y1[r] = zero;
-        for (int k = 0; k < 3; k++) {
-            F body = F(cam.R[3 * r]) * g.R[k] + F(cam.R[3 * r + 1]) * g.R[3 + k] + F(cam.R[3 * r + 2]) * g.R[6 + k];
-            body = body * g.s[k] * g.s[k];
-            Y0[r] = fma(body, g.A[k], Y0[r]);
-            Y1[r] = fma(body, g.A[3 + k], Y1[r]);
-        }
-    }
-    F e0 = -fx * rz, e1 = -fy * rz;
-    F a = select(g.clamp_x, zero, e0), b = select(g.clamp_y, zero, e1);
-    F c = fx * g.tx * rz * rz, d = fy * g.ty * rz * rz;
-    c = select(g.clamp_x, c, two * c);
-    d = select(g.clamp_y, d, two * d);
-    F in_camera[5][3] = {
-        {fx, zero, -fx * g.t[0] * rz},
-        {zero, fy, -fy * g.t[1] * rz},
-        {two * a * Y0[2], zero, two * (e0 * Y0[0] + c * Y0[2])},
-        {a * Y1[2], b * Y0[2], e0 * Y1[0] + c * Y1[2] + e1 * Y0[1] + d * Y0[2]},
-        {zero, two * b * Y1[2], two * (e1 * Y1[1] + d * Y1[2])}};
-    for (int r = 0; r < 5; r++)
-        for (int k = 0; k < 3; k++)
-            out.A[r][k] = in_camera[r][0] * F(cam.R[k]) + in_camera[r][1] * F(cam.R[3 + k]) + in_camera[r][2] * F(cam.R[6 + k]);
-}
-
-// Means of moving objects are stored in the frame of the object.
-static FF_INLINE void into_nodes(const ChainView& view, const int32_t* index, Chain& out) {
-    bool moving = false;
-    alignas(64) float rotation[9][16];
-    for (int l = 0; l < 16; l++) {
-        const int32_t node = view.nodes[index[l]];
-        moving |= node >= 0;
-        for (int k = 0; k < 9; k++) rotation[k][l] = node >= 0 ? view.node_rotations[9 * node + k] : (k % 4 == 0 ? 1.0f : 0.0f);
-    }
-    if (!moving) return;
-    for (int r = 0; r < kRecord; r++) {
-        if (r == 5) continue;
-        F row[3] = {out.A[r][0], out.A[r][1], out.A[r][2]};
-        for (int k = 0; k < 3; k++)
-            out.A[r][k] = row[0] * load(rotation[k]) + row[1] * load(rotation[3 + k]) + row[2] * load(rotation[6 + k]);
-    }
-}
-
-static FF_INLINE void make_chain(const ChainView& view, const int32_t* index, Chain& out) {
-    Inputs in;
-    in.quats = view.quats;
-    in.scales = view.scales;
-    Geometry g;
-    for (int k = 0; k < 3; k++) g.m[k] = load_indexed(view.means + k, 3, index);
-    camera_position(view.cam, g);
-    geometry(view.cam, in, index, g);
-    mean_chain(view.cam, g, out);
-    shape_chain(g, out);
-    color_chain(view, g, index, out);
-    out.A[5][9] = F(1.0f);
-    if (view.nodes) into_nodes(view, index, out);
-}
-
-static FF_INLINE int take(const ChainView& view, int64_t first, int32_t* index, int32_t* row) {
-    const int count = (int)std::min<int64_t>(16, view.count - first);
-    for (int l = 0; l < 16; l++) {
-        index[l] = view.visible[first + std::min(l, count - 1)];
-        row[l] = view.rows ? view.rows[index[l]] : index[l];
-    }
-    return count;
-}
-
 static void add_evidence(const ChainView& view, const Chain& chain, const int32_t* row, int count, const F* S, float* evidence) {
-    const int bands = view.sh_coefficients - 1, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
+    const int bands = view.band_count, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
     for (int ch = 0; ch < 3; ch++) {
         F colour = S[upper(6 + ch, 6 + ch, kRecord)] * chain.lit[ch];
         for (int k = 0; k < used; k++) {
@@ -158,12 +19,13 @@ static void add_evidence(const ChainView& view, const Chain& chain, const int32_
 }
 
 static void fisher_group(const ChainView& view, int64_t first, const float* information, float* blocks, float* sh_evidence) {
+    const int count = (int)std::min<int64_t>(16, view.count - first);
     int32_t index[16], row[16];
-    const int count = take(view, first, index, row);
+    take(view, view.visible + first, count, index, row);
     Chain chain;
     make_chain(view, index, chain);
     F S[kPacked];
-    gather(information, kPacked, index, S, kPacked);
+    load_rows(information, kPacked, index, S, kPacked);
     alignas(64) float sums[kBlock][16];
     int k = 0;
     for (int a = 0; a < kParameters; a++) {
@@ -183,7 +45,7 @@ static void fisher_group(const ChainView& view, int64_t first, const float* info
     }
     for (int l = 0; l < count; l++)
         for (int i = 0; i < kBlock; i++) blocks[(int64_t)row[l] * kBlock + i] += sums[i][l];
-    if (view.sh_coefficients > 1) add_evidence(view, chain, row, count, S, sh_evidence);
+    if (view.band_count > 0) add_evidence(view, chain, row, count, S, sh_evidence);
 }
 
 static void fisher(const ChainView& view, int threads, const float* information, float* blocks, float* sh_evidence) {
@@ -273,58 +135,23 @@ static void factor(int threads, int64_t count, const float* blocks, const float*
     });
 }
 
-static FF_INLINE void sh_term(const ChainView& view, const Chain& chain, const int32_t* row, const float* evidence, float prior,
-                              F* colour) {
-    const int bands = view.sh_coefficients - 1, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
-    F known[45];
-    gather(evidence, 3 * bands, row, known, 3 * used);
-    for (int ch = 0; ch < 3; ch++) {
-        F sum(0.0f);
-        for (int k = 0; k < used; k++) sum += chain.basis[k + 1] * chain.basis[k + 1] / (known[3 * k + ch] + F(prior));
-        colour[ch] = sum * chain.lit[ch];
-    }
-}
-
-static void posterior_group(const ChainView& view, int64_t first, const float* factors, const float* sh_evidence, float sh_prior,
-                            float scale, float* out) {
-    int32_t index[16], row[16];
-    const int count = take(view, first, index, row);
-    Chain chain;
-    make_chain(view, index, chain);
-    F W[kBlock], X[kRecord][kParameters], colour[3] = {F(0.0f), F(0.0f), F(0.0f)};
-    gather(factors, kBlock, row, W, kBlock);
-    constexpr int begins[kRecord] = {0, 0, 0, 0, 0, 9, 0, 0, 0};   // first parameter that moves the value
-    for (int r = 0; r < kRecord; r++)
-        for (int p = begins[r]; p < kParameters; p++) {
-            const F* w = W + p * (p + 1) / 2;
-            F sum(0.0f);
-            if (r == 5) sum = w[9];
-            const int last = r == 5 ? -1 : r < 2 || r > 5 ? 2 : 8;
-            for (int q = 0; q <= std::min(p, last); q++) sum = fma(w[q], chain.A[r][q], sum);
-            if (r > 5 && p >= r + 4) sum = fma(w[r + 4], chain.A[r][r + 4], sum);
-            X[r][p] = sum;
-        }
-    if (view.sh_coefficients > 1 && view.sh_degree > 0 && sh_evidence)
-        sh_term(view, chain, row, sh_evidence, sh_prior, colour);
-    alignas(64) float packed[kPacked][16];
-    int k = 0;
-    for (int r = 0; r < kRecord; r++)
-        for (int s = r; s < kRecord; s++) {
-            F sum = r == s && r > 5 ? colour[r - 6] : F(0.0f);
-            for (int p = std::max(begins[r], begins[s]); p < kParameters; p++) sum = fma(X[r][p], X[s][p], sum);
-            store(packed[k++], sum * F(scale));
-        }
-    for (int l = 0; l < count; l++)
-        for (int i = 0; i < kPacked; i++) out[(int64_t)index[l] * kPacked + i] = packed[i][l];
-}
-
-static void posterior(const ChainView& view, int threads, const float* factors, const float* sh_evidence, float sh_prior, float scale,
-                      float* out) {
+static void posterior(const ChainView& view, const Posterior& p, int threads, float* out) {
     const int64_t step = 16 * kGroups;
     parallel_for(threads, (view.count + step - 1) / step, [&](int, int64_t task) {
         const int64_t end = std::min(view.count, (task + 1) * step);
-        for (int64_t i = task * step; i < end; i += 16)
-            posterior_group(view, i, factors, sh_evidence, sh_prior, scale, out);
+        for (int64_t first = task * step; first < end; first += 16) {
+            const int count = (int)std::min<int64_t>(16, view.count - first);
+            int32_t index[16], row[16];
+            take(view, view.visible + first, count, index, row);
+            Chain chain;
+            make_chain(view, index, chain);
+            F packed[kPacked];
+            record_covariance(view, chain, row, p, packed);
+            alignas(64) float t[kPacked][16];
+            for (int k = 0; k < kPacked; k++) store(t[k], packed[k]);
+            for (int l = 0; l < count; l++)
+                for (int k = 0; k < kPacked; k++) out[(int64_t)index[l] * kPacked + k] = t[k][l];
+        }
     });
 }
 

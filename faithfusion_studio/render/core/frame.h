@@ -39,9 +39,11 @@ private:
 struct Inputs {
     int64_t n = 0;
     const float *means = nullptr, *quats = nullptr, *scales = nullptr, *opacities = nullptr;
-    const float* colors = nullptr;   // [n, features] or [n, sh_coefficients, 3]
+    const float* colors = nullptr;   // [n, features], or with sh_degree the first coefficient of every Gaussian, 3 floats
+    const float* bands = nullptr;    // the higher SH coefficients of every Gaussian, 3 floats each
+    int64_t color_stride = 0, band_stride = 0;   // floats from one Gaussian to the next
     int features = 0;                // colour channels without depth
-    int sh_degree = -1, sh_coefficients = 0;
+    int sh_degree = -1;
     bool depth_channel = false;      // depth is appended as the last channel
     int channels() const { return features + (depth_channel ? 1 : 0); }
 };
@@ -93,6 +95,7 @@ struct Frame {
 struct Gradients {   // all [n, ...]; null = not wanted
     bool fresh = true;   // overwrite the arrays (which may hold anything) instead of adding to them
     float *means = nullptr, *quats = nullptr, *scales = nullptr, *opacities = nullptr, *colors = nullptr;
+    float *bands = nullptr;     // as Inputs: [n, K - 1, 3] apart from colors, or inside [n, K, 3]
     float *viewmat = nullptr;   // [4, 4]
     float *means2d = nullptr, *absgrad = nullptr;   // [n, 2], overwritten
 };

@@ -6,6 +6,7 @@
 // Both matrices are packed upper triangles of 9x9. Where alpha is clamped gamma counts as 0; where a colour channel is
 // clamped at 0 its row and column are dropped here, on the way in (evaluate) or out (accumulate).
 #include "blend.h"
+#include "coefficients.h"
 #include "kernels.h"
 
 namespace ff {
@@ -13,7 +14,6 @@ namespace FF_ISA {
 
 constexpr int kMoments = 34;        // 15 of w^2 |gamma|^2, 6 of w^2 gamma for each channel, w^2
 constexpr int kMomentRow = 48;      // three cache lines
-constexpr int kCoefficients = 40;   // 15 quartic, 6 quadratic for each channel, 6 constant; 1 unused
 constexpr int kHalf = 16;
 
 static inline int packed(int i, int j) { return i * 9 - i * (i - 1) / 2 + j - i; }   // i <= j
@@ -42,7 +42,7 @@ static FF_INLINE Sight step(const Record& r, float position, F px, F py, F stop,
     Seen seen = see(r, px, py);
     M valid = seen.valid & (F(position) < stop);
     F alpha = keep(valid, min(exp2(seen.exponent), F(kAlphaMax)));
-    s.t = s.t / (F(1.0f) - alpha);
+    s.t = s.t * reciprocal(F(1.0f) - alpha);
     M free = seen.exponent <= F(kLog2AlphaMax);
     Sight out;
     out.w = alpha * s.t;
@@ -192,43 +192,7 @@ static void accumulate(const Frame& f, const Work& work, Backdrop background, co
 
 // ---- EIG: G of every pixel ----
 
-// 45 numbers of one Gaussian -> coefficients of the quartic Q, the quadratics L and the constant M, for scaled h.
-static FF_INLINE void unpack_covariance(const float* m, float opacity, uint8_t clamped, float* out) {
-    constexpr float k1 = 2.0f / kLog2E, k2 = k1 * k1, k3 = k2 * k1, k4 = k2 * k2;
-    const float e = 1.0f - opacity;
-    auto M = [&](int i, int j) { return m[packed(i, j)]; };
-    out[0] = M(5, 5) * e * e;
-    out[1] = 2 * M(0, 5) * e * k1;
-    out[2] = 2 * M(1, 5) * e * k1;
-    out[3] = (M(0, 0) + M(2, 5) * e) * k2;
-    out[4] = 2 * (M(0, 1) + M(3, 5) * e) * k2;
-    out[5] = (M(1, 1) + M(4, 5) * e) * k2;
-    out[6] = M(0, 2) * k3;
-    out[7] = (2 * M(0, 3) + M(1, 2)) * k3;
-    out[8] = (M(0, 4) + 2 * M(1, 3)) * k3;
-    out[9] = M(1, 4) * k3;
-    out[10] = M(2, 2) * 0.25f * k4;
-    out[11] = M(2, 3) * k4;
-    out[12] = (M(3, 3) + 0.5f * M(2, 4)) * k4;
-    out[13] = M(3, 4) * k4;
-    out[14] = M(4, 4) * 0.25f * k4;
-    for (int ch = 0; ch < 3; ch++) {
-        const float on = clamped >> ch & 1 ? 0.0f : 1.0f;
-        float* q = out + 15 + 6 * ch;
-        q[0] = on * M(5, 6 + ch) * e;
-        q[1] = on * M(0, 6 + ch) * k1;
-        q[2] = on * M(1, 6 + ch) * k1;
-        q[3] = on * M(2, 6 + ch) * 0.5f * k2;
-        q[4] = on * M(3, 6 + ch) * k2;
-        q[5] = on * M(4, 6 + ch) * 0.5f * k2;
-    }
-    int n = 33;
-    for (int i = 0; i < 3; i++)
-        for (int j = i; j < 3; j++) out[n++] = (clamped >> i & 1) || (clamped >> j & 1) ? 0.0f : M(6 + i, 6 + j);
-    out[39] = 0.0f;
-}
-
-static FF_INLINE void add_information(const Sight& s, const float* c, F g[6]) {
+static FF_INLINE void add_gain(const Sight& s, const float* c, F g[6]) {
     F x = s.hx, y = s.hy, ww = s.w * s.w;
     F q3 = fma(F(c[11]), y, F(c[6])), q2 = fma(fma(F(c[12]), y, F(c[7])), y, F(c[3]));
     F q1 = fma(fma(fma(F(c[13]), y, F(c[8])), y, F(c[4])), y, F(c[1]));
@@ -236,68 +200,111 @@ static FF_INLINE void add_information(const Sight& s, const float* c, F g[6]) {
     F quartic = fma(fma(fma(fma(F(c[10]), x, q3), x, q2), x, q1), x, q0);
     F half = F(0.5f) * quartic, l[3];
     for (int k = 0; k < 3; k++) {
-        const float* q = c + 15 + 6 * k;
+        const float* q = c + kLinear + 6 * k;
         F linear = fma(fma(F(q[3]), x, fma(F(q[4]), y, F(q[1]))), x, fma(fma(F(q[5]), y, F(q[2])), y, F(q[0])));
         l[k] = fma(half, s.gamma[k], linear);
     }
     int n = 0;
     for (int i = 0; i < 3; i++)
-        for (int j = i; j < 3; j++, n++)
-            g[n] = fma(ww, fma(s.gamma[i], l[j], fma(s.gamma[j], l[i], F(c[33 + n]))), g[n]);
+        for (int j = i; j < 3; j++, n++) {
+            F both = i == j ? fma(s.gamma[i], l[i] + l[i], F(c[kConstant + n]))
+                            : fma(s.gamma[i], l[j], fma(s.gamma[j], l[i], F(c[kConstant + n])));
+            g[n] = fma(ww, both, g[n]);
+        }
 }
 
-static void evaluate_tile(const Frame& f, int64_t index, Backdrop background, const float* coefficients, float* out) {
+static FF_INLINE void add_trace(const Sight& s, const float* c, F g[1]) {
+    F x = s.hx, y = s.hy;
+    F q3 = fma(F(c[9]), y, F(c[4])), q2 = fma(fma(F(c[10]), y, F(c[5])), y, F(c[1]));
+    F q1 = fma(fma(F(c[11]), y, F(c[6])), y, F(c[2])) * y;
+    F q0 = fma(fma(fma(F(c[12]), y, F(c[7])), y, F(c[3])) * y, y, F(c[0]));
+    F quartic = fma(fma(fma(fma(F(c[8]), x, q3), x, q2), x, q1), x, q0);
+    F total = fma(fma(s.gamma[0], s.gamma[0], fma(s.gamma[1], s.gamma[1], s.gamma[2] * s.gamma[2])), quartic, F(c[kTraceConstant]));
+    for (int k = 0; k < 3; k++) {
+        const float* q = c + kTraceLinear + 5 * k;
+        F linear = fma(fma(F(q[2]), x, fma(F(q[3]), y, F(q[0]))), x, fma(F(q[4]), y, F(q[1])) * y);
+        total = fma(s.gamma[k], linear, total);
+    }
+    g[0] = fma(s.w * s.w, total, g[0]);
+}
+
+static FF_INLINE uint32_t touched_by(const uint32_t* masks) {
+    uint32_t touched = 0;
+    for (int b = 0; b < 16; b++) touched |= masks[b];
+    return touched;
+}
+
+// Fetches the coefficient rows of the batch that comes next, a few at a time while this one is worked on: all at once they
+// would wait for each other.
+class Upcoming {
+public:
+    FF_INLINE Upcoming(const Tile& tile, const float* rows, int width) : tile_(tile), rows_(rows), width_(width) { start(tile.batches); }
+    FF_INLINE void start(int64_t batch) {
+        todo_ = 0;
+        while (!todo_ && --batch >= 0) todo_ = touched_by(tile_.contributed + batch * 16);
+        slots_ = tile_.entries + batch * kBatch;
+    }
+    FF_INLINE void fetch(int count) {
+        for (; todo_ && count; count--, todo_ &= todo_ - 1) {
+            const float* row = rows_ + (int64_t)slots_[__builtin_ctz(todo_)] * width_;
+            for (int k = 0; k < width_; k += 16) __builtin_prefetch(row + k);
+        }
+    }
+
+private:
+    const Tile& tile_;
+    const float* rows_;
+    const int width_;
+    const uint32_t* slots_;
+    uint32_t todo_;
+};
+
+template <bool TRACE>
+static void evaluate_tile(const Frame& f, int64_t index, Backdrop background, const float* rows, float* out) {
+    constexpr int kOut = TRACE ? 1 : 6, kWidth = TRACE ? kTraceRow : kBlockRow;
     const Tile tile = tile_at(f, index);
     Behind state[16];
-    F stop[16], g[16][6];
+    F stop[16], g[16][kOut];
     start(f, tile, background, state, stop);
     for (int b = 0; b < 16; b++)
-        for (int k = 0; k < 6; k++) g[b][k] = F(0.0f);
+        for (int k = 0; k < kOut; k++) g[b][k] = F(0.0f);
+    Upcoming upcoming(tile, rows, kWidth);
+    upcoming.fetch(kBatch);
     for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
         const uint32_t* masks = tile.contributed + batch * 16;
-        uint32_t touched = 0;
-        for (int b = 0; b < 16; b++) touched |= masks[b];
-        if (!touched) continue;
+        if (!touched_by(masks)) continue;
         alignas(64) Record records[kBatch];
         load_batch(f, tile, batch, true, records);
         const uint32_t* slots = tile.entries + batch * kBatch;
-        for (uint32_t m = touched; m; m &= m - 1) {
-            const float* c = coefficients + (int64_t)slots[__builtin_ctz(m)] * kCoefficients;
-            __builtin_prefetch(c);
-            __builtin_prefetch(c + 16);
-            __builtin_prefetch(c + 32);
-        }
+        upcoming.start(batch);
         for (int b = 0; b < 16; b++) {
+            upcoming.fetch(2);
             uint32_t todo = masks[b];
             if (!todo) continue;
-            F px, py, sums[6];
+            F px, py, sums[kOut];
             block_centres(tile, b, px, py);
             Behind s = state[b];
-            for (int k = 0; k < 6; k++) sums[k] = g[b][k];
+            for (int k = 0; k < kOut; k++) sums[k] = g[b][k];
             while (todo) {
                 const int j = 31 - __builtin_clz(todo);
                 todo &= ~(1u << j);
                 Sight sight = step(records[j], (float)(batch * kBatch + j), px, py, stop[b], s);
-                add_information(sight, coefficients + (int64_t)slots[j] * kCoefficients, sums);
+                if (TRACE) add_trace(sight, rows + (int64_t)slots[j] * kWidth, sums);
+                else add_gain(sight, rows + (int64_t)slots[j] * kWidth, sums);
             }
             state[b] = s;
-            for (int k = 0; k < 6; k++) g[b][k] = sums[k];
+            for (int k = 0; k < kOut; k++) g[b][k] = sums[k];
         }
     }
     for (int b = 0; b < 16; b++)
-        for (int k = 0; k < 6; k++) store_pixels(out, f.cam, tile, b, 6, k, g[b][k]);
+        for (int k = 0; k < kOut; k++) store_pixels(out, f.cam, tile, b, kOut, k, g[b][k]);
 }
 
-static void evaluate(const Frame& f, const Work& work, Backdrop background, const float* covariances, float* out) {
-    Buffer memory;
-    float* coefficients = memory.get<float>((size_t)f.slots() * kCoefficients);
-    const int32_t* counts = f.chunk_counts.as<int32_t>();
-    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        for (int64_t slot = c * kChunk; slot < c * kChunk + counts[c]; slot++)
-            unpack_covariance(covariances + 45 * (int64_t)f.gaussians.as<int32_t>()[slot], f.records.as<Record>()[slot].opacity,
-                              f.clamped.as<uint8_t>()[slot], coefficients + slot * kCoefficients);
+static void evaluate(const Frame& f, const Work& work, Backdrop background, bool trace, const float* rows, float* out) {
+    parallel_for(work.threads, f.tiles(), [&](int, int64_t index) {
+        if (trace) evaluate_tile<true>(f, index, background, rows, out);
+        else evaluate_tile<false>(f, index, background, rows, out);
     });
-    parallel_for(work.threads, f.tiles(), [&](int, int64_t index) { evaluate_tile(f, index, background, coefficients, out); });
 }
 
 void add_information_passes(Kernels& k) {

@@ -1,5 +1,6 @@
 // The passes that exist once per instruction set, as a table chosen when the module is loaded.
 #pragma once
+#include "chain.h"
 #include "frame.h"
 
 namespace ff {
@@ -21,7 +22,12 @@ struct Kernels {
     void (*project_backward)(const Frame&, const Work&, const float* rows, const Gradients&);
     // background [3], or [H, W, 3] where it differs from pixel to pixel, or null
     void (*accumulate)(const Frame&, const Work&, Backdrop background, const float* weight, float* out);
-    void (*evaluate)(const Frame&, const Work&, Backdrop background, const float* covariances, float* out);
+    // rows [slots, kBlockRow] and out [H, W, 6], or for the trace [slots, kTraceRow] and [H, W]
+    void (*evaluate)(const Frame&, const Work&, Backdrop background, bool trace, const float* rows, float* out);
+    // rows of coefficients.h from covariances [n, 45], or straight from a posterior
+    void (*unpack)(const Frame&, int threads, const float* covariances, float* rows);
+    void (*block_rows)(const Frame&, const ChainView&, const Posterior&, int threads, float* rows);
+    void (*trace_rows)(const Frame&, const ChainView&, const Posterior&, int threads, float* rows);
 };
 
 const Kernels& kernels();                      // the best for this machine, or FAITHFUSION_SIMD=baseline|avx2|avx512

@@ -15,11 +15,12 @@ static FF_INLINE void shade(const Frame& f, const Geometry& g, const int32_t* in
     F inverse = F(1.0f) / sqrt(max(d[0] * d[0] + d[1] * d[1] + d[2] * d[2], F(1e-24f)));
     F b[16];
     sh_basis(in.sh_degree, d[0] * inverse, d[1] * inverse, d[2] * inverse, b);
-    int used = (in.sh_degree + 1) * (in.sh_degree + 1);
-    int64_t stride = (int64_t)in.sh_coefficients * 3;
+    const int used = (in.sh_degree + 1) * (in.sh_degree + 1);
+    F bands[45];
+    load_rows(in.bands, in.band_stride, index, bands, 3 * used - 3);
     for (int ch = 0; ch < 3; ch++) {
-        F c(0.5f);
-        for (int k = 0; k < used; k++) c = fma(b[k], load_indexed(in.colors + 3 * k + ch, stride, index), c);
+        F c = fma(b[0], load_indexed(in.colors + ch, in.color_stride, index), F(0.5f));
+        for (int k = 1; k < used; k++) c = fma(b[k], bands[3 * k - 3 + ch], c);
         clamped[ch] = bits(c < F(0.0f));
         color[ch] = select(c < F(0.0f), F(0.0f), c);   // keeps NaN, which is then culled
     }

@@ -78,7 +78,7 @@ static FF_INLINE void position_backward(const Camera& cam, const Geometry& g, co
 }
 
 static FF_INLINE void shade_backward(const Frame& f, const Geometry& g, const int32_t* index, int count, const Screen& v,
-                                     float* grad, Accumulated& out) {
+                                     const Gradients& grads, Accumulated& out) {
     const Inputs& in = f.in;
     F d[3], dir[3], b[16], vb[16];
     for (int k = 0; k < 3; k++) d[k] = g.m[k] - F(f.cam.origin[k]);
@@ -86,19 +86,21 @@ static FF_INLINE void shade_backward(const Frame& f, const Geometry& g, const in
     for (int k = 0; k < 3; k++) dir[k] = d[k] * inverse;
     sh_basis(in.sh_degree, dir[0], dir[1], dir[2], b);
     const int used = (in.sh_degree + 1) * (in.sh_degree + 1);
-    const int64_t stride = (int64_t)in.sh_coefficients * 3;
-    alignas(64) float basis[16][16], vc[3][16];
-    for (int k = 0; k < used; k++) {
-        store(basis[k], b[k]);
-        vb[k] = F(0.0f);
-        if (k)
-            for (int ch = 0; ch < 3; ch++) vb[k] = fma(load_indexed(in.colors + 3 * k + ch, stride, index), v.color[ch], vb[k]);
+    F bands[45];
+    load_rows(in.bands, in.band_stride, index, bands, 3 * used - 3);
+    vb[0] = F(0.0f);
+    for (int k = 1; k < used; k++) {
+        vb[k] = bands[3 * k - 3] * v.color[0];
+        for (int ch = 1; ch < 3; ch++) vb[k] = fma(bands[3 * k - 3 + ch], v.color[ch], vb[k]);
     }
-    for (int ch = 0; ch < 3; ch++) store(vc[ch], v.color[ch]);
-    if (grad)
-        for (int l = 0; l < count; l++)
-            for (int k = 0; k < used; k++)
-                for (int ch = 0; ch < 3; ch++) grad[index[l] * stride + 3 * k + ch] += basis[k][l] * vc[ch][l];
+    if (grads.colors) {
+        F own[48];
+        for (int ch = 0; ch < 3; ch++) own[ch] = b[0] * v.color[ch];
+        add_rows(own, 3, grads.colors, in.color_stride, index, count);
+        for (int k = 1; k < used; k++)
+            for (int ch = 0; ch < 3; ch++) own[3 * k - 3 + ch] = b[k] * v.color[ch];
+        add_rows(own, 3 * used - 3, grads.bands, in.band_stride, index, count);
+    }
     F vd[3] = {F(0.0f), F(0.0f), F(0.0f)};
     sh_basis_backward(in.sh_degree, dir[0], dir[1], dir[2], vb, vd);
     F along = vd[0] * dir[0] + vd[1] * dir[1] + vd[2] * dir[2];
@@ -140,14 +142,6 @@ static FF_INLINE Screen load_screen(const Frame& f, int workers, const float* ro
     return v;
 }
 
-static FF_INLINE void add_lanes(float* grad, int width, const int32_t* index, int count, const F* value) {
-    if (!grad) return;
-    alignas(64) float t[4][16];
-    for (int k = 0; k < width; k++) store(t[k], value[k]);
-    for (int l = 0; l < count; l++)
-        for (int k = 0; k < width; k++) grad[(int64_t)index[l] * width + k] += t[k][l];
-}
-
 // Zeroes a chunk's part of the outputs just before it is added to, while it is near in the caches.
 static void clear_chunk(const Inputs& in, int64_t chunk, const Gradients& g) {
     const int64_t first = chunk * kChunk, count = in.n - first < kChunk ? in.n - first : kChunk;
@@ -161,7 +155,9 @@ static void clear_chunk(const Inputs& in, int64_t chunk, const Gradients& g) {
     clear(g.quats, 4);
     clear(g.scales, 3);
     clear(g.opacities, 1);
-    if (in.sh_degree >= 0) clear(g.colors, 3 * (int64_t)in.sh_coefficients);
+    if (in.sh_degree < 0) return;
+    clear(g.colors, in.color_stride);
+    if (in.color_stride == 3) clear(g.bands, in.band_stride);   // otherwise part of the colours
 }
 
 static void backward_chunk(const Frame& f, int workers, int64_t chunk, const float* rows, const Gradients& grads, double* view) {
@@ -192,12 +188,12 @@ static void backward_chunk(const Frame& f, int workers, int64_t chunk, const flo
         for (int k = 0; k < 3; k++) out.origin[k] = F(0.0f);
         if (in.sh_degree >= 0) {
             for (int ch = 0; ch < 3; ch++) v.color[ch] = keep(from_bits(~masked[ch] & 0xffff), v.color[ch]);
-            shade_backward(f, g, index, count, v, grads.colors, out);
+            shade_backward(f, g, index, count, v, grads, out);
         }
-        add_lanes(grads.means, 3, index, count, out.m);
-        add_lanes(grads.quats, 4, index, count, out.q);
-        add_lanes(grads.scales, 3, index, count, out.s);
-        add_lanes(grads.opacities, 1, index, count, &out.opacity);
+        if (grads.means) add_rows(out.m, 3, grads.means, 3, index, count);
+        if (grads.quats) add_rows(out.q, 4, grads.quats, 4, index, count);
+        if (grads.scales) add_rows(out.s, 3, grads.scales, 3, index, count);
+        if (grads.opacities) add_rows(&out.opacity, 1, grads.opacities, 1, index, count);
         M real = from_bits((1u << count) - 1);
         if (grads.viewmat)
             for (int k = 0; k < 9; k++) view[k] += sum(keep(real, out.W[k]));

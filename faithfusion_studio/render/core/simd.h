@@ -48,6 +48,12 @@ FF_INLINE F keep(M m, F a) { return F(_mm512_maskz_mov_ps(m.m, a.v)); }
 FF_INLINE float sum(F a) { return _mm512_reduce_add_ps(a.v); }
 FF_INLINE F exp2_scale(F mantissa, F whole) { return F(_mm512_scalef_ps(mantissa.v, whole.v)); }
 FF_INLINE F nearest(F a) { return F(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
+FF_INLINE void split_exponent(F x, F& exponent, F& mantissa) {
+    const __m512i offset = _mm512_set1_epi32(0x3f3504f3);   // sqrt(1/2)
+    __m512i u = _mm512_castps_si512(x.v), e = _mm512_srai_epi32(_mm512_sub_epi32(u, offset), 23);
+    exponent = F(_mm512_cvtepi32_ps(e));
+    mantissa = F(_mm512_castsi512_ps(_mm512_sub_epi32(u, _mm512_slli_epi32(e, 23))));
+}
 #else
 #if defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -85,6 +91,13 @@ FF_INLINE F exp2_scale(F mantissa, F whole) {
     F r;
     FF_EACH r.v[k] = (vf)((vi)mantissa.v[k] + (__builtin_convertvector(whole.v[k], vi) << 23));
     return r;
+}
+FF_INLINE void split_exponent(F x, F& exponent, F& mantissa) {
+    FF_EACH {
+        vi e = ((vi)x.v[k] - 0x3f3504f3) >> 23;   // offset: sqrt(1/2)
+        exponent.v[k] = __builtin_convertvector(e, vf);
+        mantissa.v[k] = (vf)((vi)x.v[k] - (e << 23));
+    }
 }
 #if defined(__AVX2__)
 FF_INLINE F fma(F a, F b, F c) { F r; FF_EACH r.v[k] = _mm256_fmadd_ps(a.v[k], b.v[k], c.v[k]); return r; }
@@ -151,6 +164,19 @@ FF_INLINE M operator>=(F a, F b) { return b <= a; }
 FF_INLINE F floor(F a) { return -ceil(-a); }
 FF_INLINE F clamp(F x, F lo, F hi) { return min(max(x, lo), hi); }
 
+// log2(x) for positive normal x; absolute error below 1e-7 near 1, relative elsewhere.
+FF_INLINE F log2(F x) {
+    F exponent, m;
+    split_exponent(x, exponent, m);   // m in [sqrt(1/2), sqrt(2))
+    // 2 atanh(f) / ln 2 with f = (m - 1) / (m + 1), |f| < 0.172
+    F f = (m - F(1.0f)) / (m + F(1.0f)), z = f * f;
+    F p = fma(z, F(0.32059890f), F(0.41219858f));
+    p = fma(p, z, F(0.57707802f));
+    p = fma(p, z, F(0.96179669f));
+    p = fma(p, z, F(2.8853900818f));
+    return fma(f, p, exponent);
+}
+
 // 2^x for |x| < 126 by a degree-5 polynomial on [-1/2, 1/2]; relative error below 2e-7.
 FF_INLINE F exp2(F x) {
     F whole = nearest(x);
@@ -162,6 +188,16 @@ FF_INLINE F exp2(F x) {
     p = fma(p, f, F(1.0f));
     return exp2_scale(p, whole);
 }
+
+// 1 / x for normal x, within two roundings; faster than a division where the machine estimates reciprocals well.
+#if defined(__AVX512F__)
+FF_INLINE F reciprocal(F x) {
+    F r(_mm512_rcp14_ps(x.v));
+    return fma(fma(-x, r, F(1.0f)), r, r);
+}
+#else
+FF_INLINE F reciprocal(F x) { return F(1.0f) / x; }
+#endif
 
 // Adds the lane sums of v[0..15] to out[0..15]: a transpose and an addition in one.
 #if defined(__AVX512F__)
@@ -196,6 +232,78 @@ FF_INLINE void add_sums16(const F* v, float* out) {
     for (int i = 0; i < 16; i++) out[i] += sum(v[i]);
 }
 #endif
+
+// Transposes sixteen vectors of sixteen lanes in place: lane j of v[i] becomes lane i of v[j].
+#if defined(__AVX512F__)
+FF_INLINE void transpose16(F* v) {
+    __m512 q[16], h[16];
+    for (int i = 0; i < 4; i++) {   // 4x4 transposes inside the 128-bit lanes: h[4i + c] holds column c (and c + 4, ...) of rows 4i..
+        __m512 a = v[4 * i].v, b = v[4 * i + 1].v, c = v[4 * i + 2].v, d = v[4 * i + 3].v;
+        __m512d ab0 = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ab1 = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+        __m512d cd0 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d)), cd1 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+        h[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab0, cd0));
+        h[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab0, cd0));
+        h[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab1, cd1));
+        h[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab1, cd1));
+    }
+    for (int c = 0; c < 4; c++) {   // then of the 128-bit lanes themselves
+        q[0] = _mm512_shuffle_f32x4(h[c], h[4 + c], 0x88);
+        q[1] = _mm512_shuffle_f32x4(h[c], h[4 + c], 0xdd);
+        q[2] = _mm512_shuffle_f32x4(h[8 + c], h[12 + c], 0x88);
+        q[3] = _mm512_shuffle_f32x4(h[8 + c], h[12 + c], 0xdd);
+        v[c].v = _mm512_shuffle_f32x4(q[0], q[2], 0x88);
+        v[8 + c].v = _mm512_shuffle_f32x4(q[0], q[2], 0xdd);
+        v[4 + c].v = _mm512_shuffle_f32x4(q[1], q[3], 0x88);
+        v[12 + c].v = _mm512_shuffle_f32x4(q[1], q[3], 0xdd);
+    }
+}
+#else
+FF_INLINE void transpose16(F* v) {
+    alignas(64) float t[16][16], u[16][16];
+    for (int i = 0; i < 16; i++) store(t[i], v[i]);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) u[j][i] = t[i][j];
+    for (int i = 0; i < 16; i++) v[i] = load(u[i]);
+}
+#endif
+
+// The first n < 16 floats from p, zero in the other lanes.
+#if defined(__AVX512F__)
+FF_INLINE F load_first(const float* p, int n) { return F(_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)); }
+#else
+FF_INLINE F load_first(const float* p, int n) {
+    alignas(64) float t[16] = {};
+    for (int k = 0; k < n; k++) t[k] = p[k];
+    return load(t);
+}
+#endif
+
+// base[index[lane] * width + k] into lane `lane` of out[k], for k < used; sixteen columns at a time.
+FF_INLINE void load_rows(const float* base, int64_t width, const int32_t* index, F* out, int used) {
+    for (int k = 0; k < used; k += 16) {
+        const int n = used - k < 16 ? used - k : 16;
+        F t[16];
+        if (n == 16)
+            for (int l = 0; l < 16; l++) t[l] = load(base + index[l] * width + k);
+        else
+            for (int l = 0; l < 16; l++) t[l] = load_first(base + index[l] * width + k, n);
+        transpose16(t);
+        for (int j = 0; j < n; j++) out[k + j] = t[j];
+    }
+}
+
+// Adds lane l of columns[0..used) to the row base + index[l] * width, for l < count; rows are taken in lane order.
+FF_INLINE void add_rows(const F* columns, int used, float* base, int64_t width, const int32_t* index, int count) {
+    for (int k = 0; k < used; k += 16) {
+        const int n = used - k < 16 ? used - k : 16;
+        alignas(64) float t[16][16];
+        for (int j = 0; j < n; j++) store(t[j], columns[k + j]);
+        for (int l = 0; l < count; l++) {
+            float* row = base + index[l] * width + k;
+            for (int j = 0; j < n; j++) row[j] += t[j][l];
+        }
+    }
+}
 
 // Lanes 0..count-1 of p[lane * stride]; the rest repeats the last one.
 FF_INLINE F load_strided(const float* p, int64_t stride, int count) {

@@ -9,6 +9,7 @@ void add_blend(Kernels&);
 void add_blend_backward(Kernels&);
 void add_project_backward(Kernels&);
 void add_information_passes(Kernels&);
+void add_coefficients(Kernels&);
 
 Kernels table() {
     Kernels k = {};
@@ -17,6 +18,7 @@ Kernels table() {
     add_blend_backward(k);
     add_project_backward(k);
     add_information_passes(k);
+    add_coefficients(k);
     return k;
 }
 
