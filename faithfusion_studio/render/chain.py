@@ -252,19 +252,15 @@ def posterior_gain(
         from faithfusion_studio.render import cpu
 
         core, threads = _core()
-        out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))
-        core.posterior_gain(
-            meta.tiles.frames[0],
-            _arguments(view),
-            _plain(factors),
-            None if sh_evidence is None else _plain(sh_evidence),
-            sh_prior,
-            scale,
-            cpu._background(meta, 0, None if background is None else background[None]),
-            trace,
-            out.numpy(),
-            threads,
+        frame = meta.tiles.frames[0]
+        rows = cpu._empty(frame.slots, core.TRACE_ROW if trace else core.BLOCK_ROW).numpy()
+        evidence = None if sh_evidence is None else _plain(sh_evidence)
+        core.posterior_rows(
+            frame, _arguments(view), _plain(factors), evidence, sh_prior, scale, trace, rows, threads
         )
+        behind = cpu._background(meta, 0, None if background is None else background[None])
+        out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))
+        core.evaluate_rows(frame, behind, rows, trace, out.numpy(), threads)
         return out
     if trace:
         spread = factors.new_zeros(len(factors), PACKED_BLOCK)

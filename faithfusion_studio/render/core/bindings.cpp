@@ -163,6 +163,7 @@ NB_MODULE(_core, m) {
     m.doc() = "Compiled CPU core: rasterisation and information passes over contiguous float32 arrays.";
     nb::class_<Frame>(m, "Frame", "One camera's projected Gaussians and tile lists.")
         .def_prop_ro("visible", [](const Frame& f) { return f.visible; })
+        .def_prop_ro("slots", [](const Frame& f) { return f.slots(); })
         .def_prop_ro("pairs", [](const Frame& f) { return f.pairs; });
     m.def("instruction_set", [] { return kernels().name; });
     m.def("empty", &empty);

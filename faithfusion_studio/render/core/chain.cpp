@@ -135,17 +135,20 @@ void posterior_covariances(nb::tuple view, Input factors, std::optional<Input> s
     chain_kernels().posterior(v, p, threads, out.data());
 }
 
-// G of every pixel straight from a posterior: [H, W, 6], or from variances [n, 16] its trace [H, W].
-void posterior_gain(const Frame& frame, nb::tuple view, Input factors, std::optional<Input> sh_evidence, float sh_prior, float scale,
-                    std::optional<Input> background, bool trace, Array out, int threads) {
+// The polynomials of every Gaussian that reached a pixel, in the frame's own order (coefficients.h).
+void posterior_rows(const Frame& frame, nb::tuple view, Input factors, std::optional<Input> sh_evidence, float sh_prior, float scale,
+                    bool trace, Array rows, int threads) {
     const ChainView v = make_view(view);
     const Posterior p = make_posterior(factors, sh_evidence, sh_prior, scale);
+    nb::gil_scoped_release release;
+    (trace ? kernels().trace_rows : kernels().block_rows)(frame, v, p, threads, rows.data());
+}
+
+// G of every pixel [H, W, 6], or the trace [H, W], from such rows.
+void evaluate_rows(const Frame& frame, std::optional<Input> background, Input rows, bool trace, Array out, int threads) {
     const Backdrop bg{background ? background->data() : nullptr, background && background->ndim() == 3};
     nb::gil_scoped_release release;
-    Buffer memory;
-    float* rows = memory.get<float>((size_t)frame.slots() * (trace ? kTraceRow : kBlockRow));
-    (trace ? kernels().trace_rows : kernels().block_rows)(frame, v, p, threads, rows);
-    kernels().evaluate(frame, Work{threads, false}, bg, trace, rows, out.data());
+    kernels().evaluate(frame, Work{threads, false}, bg, trace, rows.data(), out.data());
 }
 
 }  // namespace
@@ -157,6 +160,10 @@ void bind_chain(nb::module_& m) {
     m.def("factor_blocks", &factor_blocks);
     m.def("posterior_covariances", &posterior_covariances, nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
           nb::arg("sh_prior"), nb::arg("scale"), nb::arg("out"), nb::arg("threads"));
-    m.def("posterior_gain", &posterior_gain, nb::arg("frame"), nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
-          nb::arg("sh_prior"), nb::arg("scale"), nb::arg("background").none(), nb::arg("trace"), nb::arg("out"), nb::arg("threads"));
+    m.attr("BLOCK_ROW") = kBlockRow;
+    m.attr("TRACE_ROW") = kTraceRow;
+    m.def("posterior_rows", &posterior_rows, nb::arg("frame"), nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
+          nb::arg("sh_prior"), nb::arg("scale"), nb::arg("trace"), nb::arg("rows"), nb::arg("threads"));
+    m.def("evaluate_rows", &evaluate_rows, nb::arg("frame"), nb::arg("background").none(), nb::arg("rows"), nb::arg("trace"),
+          nb::arg("out"), nb::arg("threads"));
 }

@@ -126,14 +126,6 @@ FF_INLINE void make_chain(const ChainView& view, const int32_t* index, Chain& ou
     if (view.nodes) into_nodes(view, index, out);
 }
 
-// Starts fetching rows of `width` floats of Gaussians that will be taken soon.
-FF_INLINE void fetch_rows(const ChainView& view, const int32_t* gaussians, int count, const float* base, int width) {
-    for (int l = 0; l < count; l++) {
-        const float* row = base + (int64_t)(view.rows ? view.rows[gaussians[l]] : gaussians[l]) * width;
-        for (int k = 0; k < width; k += 16) __builtin_prefetch(row + k);
-    }
-}
-
 // Gaussians and evidence rows of up to sixteen Gaussians; missing lanes repeat the last one.
 FF_INLINE void take(const ChainView& view, const int32_t* gaussians, int count, int32_t* index, int32_t* row) {
     for (int l = 0; l < 16; l++) {

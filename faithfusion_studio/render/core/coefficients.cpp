@@ -87,75 +87,95 @@ static FF_INLINE void trace_polynomials(const Chain& chain, const F* d, const F*
     for (int n = kTraceLinear + 15; n < kTraceRow; n++) out[n] = F(0.0f);
 }
 
-// Lane l of columns[0..width) becomes row `first + l`; width is a multiple of sixteen.
-static FF_INLINE void store_rows(F* columns, int width, int count, float* first) {
+// Lane l of columns[0..width) becomes row slots[l]; width is a multiple of sixteen and rows begin on cache lines.
+static FF_INLINE void store_rows(F* columns, int width, const int32_t* slots, int count, float* rows) {
     for (int k = 0; k < width; k += 16) {
         transpose16(columns + k);
-        for (int l = 0; l < count; l++) store(first + (int64_t)l * width + k, columns[k + l]);
+        for (int l = 0; l < count; l++) stream(rows + (int64_t)slots[l] * width + k, columns[k + l]);
     }
 }
 
-static FF_INLINE F see_through(const Record* records, int count) {   // 1 - opacity
-    return F(1.0f) - load_strided(&records->opacity, sizeof(Record) / sizeof(float), count);
+struct Sixteen {   // what a group needs of its Gaussians; missing lanes repeat the last one
+    alignas(64) int32_t index[16], row[16];
+    F see_through;   // 1 - opacity
+    uint32_t lit[3];
+};
+
+static FF_INLINE void take(const Frame& f, const int32_t* rows, const int32_t* slots, int count, Sixteen& out) {
+    alignas(64) float clear[16];
+    out.lit[0] = out.lit[1] = out.lit[2] = 0;
+    for (int l = 0; l < 16; l++) {
+        const int64_t slot = slots[std::min(l, count - 1)];
+        out.index[l] = f.gaussians.as<int32_t>()[slot];
+        out.row[l] = rows ? rows[out.index[l]] : out.index[l];
+        clear[l] = 1.0f - f.records.as<Record>()[slot].opacity;
+        for (int ch = 0; ch < 3; ch++) out.lit[ch] |= (uint32_t)(~f.clamped.as<uint8_t>()[slot] >> ch & 1) << l;
+    }
+    out.see_through = load(clear);
 }
 
-// Calls visit(slot, count, next) for the visible Gaussians, sixteen at a time; `next` follow in the same chunk.
-template <class Visit>
-static FF_INLINE void for_each_sixteen(const Frame& f, int threads, Visit&& visit) {
-    const int32_t* counts = f.chunk_counts.as<int32_t>();
-    parallel_for(threads, f.chunks, [&](int, int64_t c) {
-        for (int i = 0; i < counts[c]; i += 16)
-            visit(c * kChunk + i, std::min(16, counts[c] - i), std::max(0, std::min(16, counts[c] - i - 16)));
-    });
+// Starts fetching the factors of Gaussians that will be taken soon.
+static FF_INLINE void fetch(const Frame& f, const int32_t* rows, const int32_t* slots, int count, const float* factors, int width) {
+    for (int l = 0; l < count; l++) {
+        const int32_t i = f.gaussians.as<int32_t>()[slots[l]];
+        const float* row = factors + (int64_t)(rows ? rows[i] : i) * width;
+        for (int k = 0; k < width; k += 16) __builtin_prefetch(row + k);
+    }
 }
 
 // covariances [n, 45]; rows and columns of colours that were clamped at 0 are dropped.
 static void unpack(const Frame& f, int threads, const float* covariances, float* rows) {
-    for_each_sixteen(f, threads, [&](int64_t slot, int count, int) {
-        alignas(64) int32_t index[16];
-        uint32_t lit[3] = {0, 0, 0};
-        for (int l = 0; l < 16; l++) {
-            const int64_t from = slot + std::min(l, count - 1);
-            index[l] = f.gaussians.as<int32_t>()[from];
-            for (int ch = 0; ch < 3; ch++) lit[ch] |= (uint32_t)(~f.clamped.as<uint8_t>()[from] >> ch & 1) << l;
-        }
-        F m[kPacked + 3], out[kBlockRow];
-        load_rows(covariances, kPacked, index, m, kPacked);
-        for (int ch = 0; ch < 3; ch++)
-            for (int i = 0; i < kRecord; i++) m[upper(i, 6 + ch, kRecord)] = keep(from_bits(lit[ch]), m[upper(i, 6 + ch, kRecord)]);
-        block_polynomials(m, see_through(f.records.as<Record>() + slot, count), out);
-        store_rows(out, kBlockRow, count, rows + slot * kBlockRow);
+    const Reached some = reached(f, threads);
+    parallel_for(threads, f.chunks, [&](int, int64_t chunk) {
+        some.for_each_sixteen(chunk, [&](const int32_t* slots, int count, int next) {
+            Sixteen g;
+            take(f, nullptr, slots, count, g);
+            fetch(f, nullptr, slots + 16, next, covariances, kPacked);
+            F m[kPacked], out[kBlockRow];
+            load_rows(covariances, kPacked, g.index, m, kPacked);
+            for (int ch = 0; ch < 3; ch++)
+                for (int i = 0; i < kRecord; i++) {
+                    F& value = m[upper(i, 6 + ch, kRecord)];
+                    value = keep(from_bits(g.lit[ch]), value);
+                }
+            block_polynomials(m, g.see_through, out);
+            store_rows(out, kBlockRow, slots, count, rows);
+        });
     });
 }
 
 static void block_rows(const Frame& f, const ChainView& view, const Posterior& p, int threads, float* rows) {
-    for_each_sixteen(f, threads, [&](int64_t slot, int count, int next) {
-        const int32_t* gaussians = f.gaussians.as<int32_t>() + slot;
-        int32_t index[16], row[16];
-        take(view, gaussians, count, index, row);
-        fetch_rows(view, gaussians + 16, next, p.factors, kBlock);
-        Chain chain;
-        make_chain(view, index, chain);
-        F m[kPacked], out[kBlockRow];
-        record_covariance(view, chain, row, p, m);
-        block_polynomials(m, see_through(f.records.as<Record>() + slot, count), out);
-        store_rows(out, kBlockRow, count, rows + slot * kBlockRow);
+    const Reached some = reached(f, threads);
+    parallel_for(threads, f.chunks, [&](int, int64_t chunk) {
+        some.for_each_sixteen(chunk, [&](const int32_t* slots, int count, int next) {
+            Sixteen g;
+            take(f, view.rows, slots, count, g);
+            fetch(f, view.rows, slots + 16, next, p.factors, kBlock);
+            Chain chain;
+            make_chain(view, g.index, chain);
+            F m[kPacked], out[kBlockRow];
+            record_covariance(view, chain, g.row, p, m);
+            block_polynomials(m, g.see_through, out);
+            store_rows(out, kBlockRow, slots, count, rows);
+        });
     });
 }
 
 static void trace_rows(const Frame& f, const ChainView& view, const Posterior& p, int threads, float* rows) {
-    for_each_sixteen(f, threads, [&](int64_t slot, int count, int next) {
-        const int32_t* gaussians = f.gaussians.as<int32_t>() + slot;
-        int32_t index[16], row[16];
-        take(view, gaussians, count, index, row);
-        fetch_rows(view, gaussians + 16, next, p.factors, 16);
-        Chain chain;
-        make_chain(view, index, chain);
-        F d[16], colour[3], out[kTraceRow];
-        load_rows(p.factors, 16, row, d, 16);
-        sh_variance(view, chain, row, p, colour);
-        trace_polynomials(chain, d, colour, F(p.scale), see_through(f.records.as<Record>() + slot, count), out);
-        store_rows(out, kTraceRow, count, rows + slot * kTraceRow);
+    const Reached some = reached(f, threads);
+    parallel_for(threads, f.chunks, [&](int, int64_t chunk) {
+        some.for_each_sixteen(chunk, [&](const int32_t* slots, int count, int next) {
+            Sixteen g;
+            take(f, view.rows, slots, count, g);
+            fetch(f, view.rows, slots + 16, next, p.factors, 16);
+            Chain chain;
+            make_chain(view, g.index, chain);
+            F d[16], colour[3], out[kTraceRow];
+            load_rows(p.factors, 16, g.row, d, 16);
+            sh_variance(view, chain, g.row, p, colour);
+            trace_polynomials(chain, d, colour, F(p.scale), g.see_through, out);
+            store_rows(out, kTraceRow, slots, count, rows);
+        });
     });
 }
 

@@ -72,6 +72,7 @@ void project_frame(Frame& f, const Inputs& in, const Camera& cam, const Work& wo
 
 void blend_frame(Frame& f, const Work& work, const float* background, float* color, float* alpha) {
     const int channels = f.in.channels();
+    f.reached_known = false;
     for (int first = 0; first < channels; first += kGroup) {
         const int count = std::min(kGroup, channels - first);
         kernels().load_colors(f, work, first, count);

@@ -88,6 +88,10 @@ struct Frame {
     Buffer contributed;    // uint32 [batches, 16]: which of 32 entries touched each block
     Buffer final_t;        // float [tiles, 256]: remaining transmittance, block by block
     Buffer stops;          // float [tiles, 256]: list position at which the pixel stopped
+    // Made when a second pass first asks: the slots that reached any pixel, each chunk's from its own first slot.
+    mutable Buffer reached;          // int32 [slots]
+    mutable Buffer reached_counts;   // int32 [chunks]
+    mutable bool reached_known = false;
     int64_t tiles() const { return (int64_t)tiles_x * tiles_y; }
     int64_t slots() const { return chunks * kChunk; }
 };
@@ -124,5 +128,20 @@ inline __attribute__((always_inline)) void parallel_accumulate(const Work& work,
 }
 
 void bin_tiles(Frame& frame, const Work& work);   // tiles.cpp: depth order and tile lists
+
+struct Reached {   // visible Gaussians that were blended into at least one pixel
+    const int32_t* slots;
+    const int32_t* counts;
+    // Calls visit(slots, count, next) for up to sixteen of a chunk at a time; `next` more follow behind them.
+    template <class Visit>
+    inline __attribute__((always_inline)) void for_each_sixteen(int64_t chunk, Visit&& visit) const {
+        const int32_t* own = slots + chunk * kChunk;
+        for (int i = 0, n = counts[chunk]; i < n; i += 16) {
+            const int count = n - i < 16 ? n - i : 16, left = n - i - count;
+            visit(own + i, count, left < 16 ? left : 16);
+        }
+    }
+};
+Reached reached(const Frame& frame, int threads);   // tiles.cpp
 
 }  // namespace ff

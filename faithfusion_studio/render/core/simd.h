@@ -267,6 +267,17 @@ FF_INLINE void transpose16(F* v) {
 }
 #endif
 
+// A store of a whole, aligned cache line that is not read again soon: it need not be fetched first.
+FF_INLINE void stream(float* p, F a) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, a.v);
+#elif defined(__AVX2__)
+    for (int k = 0; k < 2; k++) _mm256_stream_ps(p + 8 * k, a.v[k]);
+#else
+    store(p, a);
+#endif
+}
+
 // The first n < 16 floats from p, zero in the other lanes.
 #if defined(__AVX512F__)
 FF_INLINE F load_first(const float* p, int n) { return F(_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)); }

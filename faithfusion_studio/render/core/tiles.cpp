@@ -181,4 +181,34 @@ void bin_tiles(Frame& f, const Work& work) {
     });
 }
 
+// Most visible Gaussians of a street hide behind a facade: what is done per Gaussian after a blend can leave them out.
+Reached reached(const Frame& f, int threads) {
+    if (f.reached_known) return {f.reached.as<int32_t>(), f.reached_counts.as<int32_t>()};
+    Buffer memory;
+    uint8_t* seen = memory.get<uint8_t>(f.slots());
+    const int32_t* visible = f.chunk_counts.as<int32_t>();
+    parallel_for(threads, f.chunks, [&](int, int64_t c) { std::memset(seen + c * kChunk, 0, visible[c]); });
+    parallel_for(threads, f.tiles(), [&](int, int64_t tile) {
+        const uint32_t* entries = f.entries.as<uint32_t>() + f.tile_starts.as<int64_t>()[tile];
+        const int64_t first = f.batch_starts.as<int64_t>()[tile], end = f.batch_starts.as<int64_t>()[tile + 1];
+        for (int64_t batch = first; batch < end; batch++, entries += kBatch) {
+            const uint32_t* masks = f.contributed.as<uint32_t>() + batch * 16;
+            uint32_t touched = 0;
+            for (int b = 0; b < 16; b++) touched |= masks[b];
+            for (; touched; touched &= touched - 1) __atomic_store_n(seen + entries[__builtin_ctz(touched)], 1, __ATOMIC_RELAXED);
+        }
+    });
+    int32_t *slots = f.reached.get<int32_t>(f.slots()), *counts = f.reached_counts.get<int32_t>(f.chunks);
+    parallel_for(threads, f.chunks, [&](int, int64_t c) {
+        int n = 0;
+        for (int64_t slot = c * kChunk; slot < c * kChunk + visible[c]; slot++) {
+            slots[c * kChunk + n] = (int32_t)slot;
+            n += seen[slot];
+        }
+        counts[c] = n;
+    });
+    f.reached_known = true;
+    return {slots, counts};
+}
+
 }  // namespace ff
