@@ -256,7 +256,15 @@ def posterior_gain(
         rows = cpu._empty(frame.slots, core.TRACE_ROW if trace else core.BLOCK_ROW).numpy()
         evidence = None if sh_evidence is None else _plain(sh_evidence)
         core.posterior_rows(
-            frame, _arguments(view), _plain(factors), evidence, sh_prior, scale, trace, rows, threads
+            frame,
+            _arguments(view),
+            _plain(factors),
+            evidence,
+            sh_prior,
+            scale,
+            trace,
+            rows,
+            threads,
         )
         behind = cpu._background(meta, 0, None if background is None else background[None])
         out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))

@@ -328,9 +328,7 @@ def rasterization(
         device=means.device,
         load_screen=lambda: _screen(tiles),
     )
-    rendered, alphas = _Rasterize.apply(
-        gaussians, request, meta, *differentiable, backgrounds
-    )
+    rendered, alphas = _Rasterize.apply(gaussians, request, meta, *differentiable, backgrounds)
     return rendered, alphas, meta
 
 

@@ -68,15 +68,16 @@ class RasterizedView:
         return self.load_depth()
 
 
-# Moving objects placed at the times drawn last: a viewer draws many views of one moment.
+# The scenes drawn last: a viewer draws many views of one moment, sometimes of the scene before beside it.
 _RECENT: list[tuple[weakref.ref[Scene], float, WorldGaussians]] = []
 _KEPT = 2
 
 
 def _world(scene: Scene, time: float) -> WorldGaussians:
     """The scene at one time; the same value again while nothing has moved, so that it is activated once."""
-    if not scene.nodes or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return scene.at(time)
+    time = time if scene.nodes else 0.0
     recent = tuple(_RECENT)
     for kept, at, world in recent:
         if kept() is scene and at == time:

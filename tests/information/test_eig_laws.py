@@ -161,7 +161,7 @@ def _ahead(x: float, y: float):
     pose[:3, :3] = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]).double()
     pose[:3, 3] = torch.tensor([x, y, 0.0]).double()
     K = torch.tensor([[40.0, 0, 32], [0, 40.0, 18], [0, 0, 1]]).double()
-    return replace(camera_at(0, 0, 0), camtoworld=pose, K=K, width=64, height=36)
+    return replace(camera_at(0.0, 0.0, 0.0), camtoworld=pose, K=K, width=64, height=36)
 
 
 def test_a_sky_that_was_seen_is_known_and_a_hole_is_not() -> None:
@@ -195,7 +195,7 @@ def test_evidence_of_a_moving_object_follows_it() -> None:
     )
     empty = node_gaussians.select(torch.zeros(0, dtype=torch.long))
     scene = Scene(empty, (node,))
-    at_start, at_end = camera_at(0.1, 0.2, 0, 0.0), camera_at(0, -0.3, 0.2, 1.0)
+    at_start, at_end = camera_at(0.1, 0.2, 0.0, 0.0), camera_at(0.0, -0.3, 0.2, 1.0)
     both = evidence(scene, [at_start, at_end])
     parts = [evidence(scene, [camera]).blocks for camera in (at_start, at_end)]
     torch.testing.assert_close(both.blocks, parts[0] + parts[1], rtol=1e-5, atol=1e-3)

@@ -185,7 +185,7 @@ def test_rows_follow_a_topology_change_and_new_ones_start_unseen() -> None:
     torch.testing.assert_close(moved.blocks[[0, 1, 3]], fisher.blocks[[7, 2, 5]])
     assert (moved.blocks[2] == 0).all() and (moved.sh[2] == 0).all()
     smaller = replace(scene, background=scene.background.select(source))
-    assert eig_map(smaller, camera_at(0, 0, 0), fisher=moved).eig.isfinite().all()
+    assert eig_map(smaller, camera_at(0.0, 0.0, 0.0), fisher=moved).eig.isfinite().all()
 
 
 def test_predicted_error_grows_with_what_the_recording_never_explained() -> None:
