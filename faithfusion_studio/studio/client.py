@@ -20,6 +20,7 @@ from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.keys import keys, register
 from faithfusion_studio.studio.legend import legend
 from faithfusion_studio.studio.lens import ClientPose
+from faithfusion_studio.studio.offset_handle import OffsetHandle
 from faithfusion_studio.studio.panels.look import add_look_panel
 from faithfusion_studio.studio.panels.quality import add_quality_panel
 from faithfusion_studio.studio.panels.timeline import WIDTH as TIMELINE_WIDTH
@@ -62,6 +63,7 @@ class ClientStudio:
         )
         self.player = Player(self.view, self._recorded)
         self.graph = PathGraph(client, self._snap)
+        self.handle = OffsetHandle(client.scene, self.window.pose, self.view)
         self._updates: list[Callable[[Any], None]] = []
         self._errors_seen = session.state.error_id
         self._notices_seen = session.state.notice_id
@@ -182,6 +184,7 @@ class ClientStudio:
                 if moved and state.follow:
                     self.follower.go(state.frame, state.offset, state.fov_scale)
         self.graph.update(state, shown)
+        self.handle.update(state, shown)
 
     def _on_view(self, _state: ViewState) -> None:
         self._view_changed = True

@@ -108,7 +108,8 @@ def _still(source: str, state: ViewState, layers: ViewLayers, stills: StillSourc
     image, inside = (
         t.to(dimmed.device) for t in see_through(still.image, still.camera, layers.camera)
     )
-    picture = torch.where(inside[..., None], image.clamp(0, 1), dimmed)
+    outside = dimmed if still.changed is None else layers.rgb
+    picture = torch.where(inside[..., None], image.clamp(0, 1), outside)
     if still.changed is not None:
         mask = still.changed[..., None].expand_as(still.image).contiguous()
         changed, _ = see_through(mask, still.camera, layers.camera)

@@ -136,6 +136,8 @@ def shares(state: ViewState, measurement: Measurement) -> str:
         f"<b style='color:#ff6b6b'>UCR {ucr:.0%}</b> regenerate · "
         f"<b style='color:#8fd694'>HPR {1 - ucr:.0%}</b> keep, "
         f"of which <b style='color:#ffb81a'>{band:.0%}</b> to check"
+        f"<div style='color:#9aa4b5'>Right thumb, {tau:.2f}: from this EIG on, pixels are regenerated. "
+        f"Left thumb, {low:.2f}: kept, but worth a look up to there.</div>"
     )
 
 

@@ -10,7 +10,6 @@ MIN_PIXELS = 160 * 96
 STEP = 0.5**0.5
 """Pixels of a size over those of the next larger one."""
 CALM = 8
-"""So many pictures in a row must leave room before they grow."""
 PROBE = 60
 """After so many late pictures a smaller size is tried, in case it helps after all."""
 WORTH, WORTHLESS = 1.18, 1.12
@@ -23,16 +22,17 @@ class FrameBudget:
 
     Projecting and sorting the Gaussians costs the same at any size, so below some size a smaller picture
     is worse but hardly faster. How much a size gains over the next is therefore measured with every
-    change. Sizes shrink after a few late pictures and grow after `CALM` with room to spare: one
+    change. Sizes shrink after a few late pictures and grow after some with room to spare: one
     hiccup changes nothing, and sizes do not jump to and fro.
 
     Args:
         seconds: Time a picture may take.
         pixels: Size to begin with.
+        calm: So many pictures in a row must leave room before they grow.
     """
 
-    def __init__(self, seconds: float, pixels: int) -> None:
-        self._seconds, self._start = seconds, pixels
+    def __init__(self, seconds: float, pixels: int, calm: int = CALM) -> None:
+        self._seconds, self._start, self._patience = seconds, pixels, calm
         self._level = -1  # into the ladder of sizes; -1 before the first picture
         self._gain = 1 / STEP
         self._times: deque[float] = deque(maxlen=3)
@@ -73,7 +73,7 @@ class FrameBudget:
             self._move(2 if time > 2 * budget else 1)
         elif self._late >= PROBE:
             self._move(1)
-        elif self._calm >= CALM and self._level > 0:
+        elif self._calm >= self._patience and self._level > 0:
             self._move(-1)
 
     def _move(self, steps: int) -> None:

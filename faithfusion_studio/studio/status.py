@@ -8,6 +8,8 @@ from typing import Any
 
 from faithfusion_studio.studio.view_state import Measurement
 
+JOBS = {"fisher": "Evidence", "repair": "Repair", "fusion": "Fusion", "save": "Saving"}
+
 
 def memory_bytes() -> int:
     """Resident memory of this process; its peak where the present value is not told."""
@@ -35,15 +37,20 @@ def status_text(state: Any, measurement: Measurement) -> str:
     """The status line."""
     width, height = measurement.size
     speed = f"{measurement.fps:.0f} fps" if measurement.fps else f"{measurement.ms:.0f} ms"
+    job = state.job
     parts = [
-        state.device,
+        state.device if job is None else _job_text(job),
         f"{speed} at {width}x{height}",
         f"{count_text(state.num_gaussians)} splats",
         f"{memory_bytes() / 1e9:.1f} GB",
         "unsaved" if state.unsaved else "saved",
     ]
-    if state.job is not None:
-        total = f" {state.job.done}/{state.job.total}" if state.job.total else ""
-        parts.insert(0, f"{state.job.label}{total}{' (paused)' if state.job.paused else ''}")
-    parts.append("H: keys")
+    if job is None:
+        parts.append("H: keys")
     return " · ".join(parts)
+
+
+def _job_text(job: Any) -> str:
+    """The running job in few words; its tab tells the whole."""
+    total = f" {job.done}/{job.total}" if job.total else ""
+    return f"{JOBS.get(job.kind, job.kind)}{total}{' (paused)' if job.paused else ''}"

@@ -26,7 +26,7 @@ from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.compose import Stills, black, compose, with_message
 from faithfusion_studio.studio.layers import LayerCache, Superseded, ViewLayers
 from faithfusion_studio.studio.lens import ClientPose, fit_size
-from faithfusion_studio.studio.pacing import FrameBudget
+from faithfusion_studio.studio.pacing import MAX_PIXELS, FrameBudget
 from faithfusion_studio.studio.view_state import Measurement, View, ViewState, describe
 
 REST_SECONDS = 0.15
@@ -203,7 +203,8 @@ class Viewport:
         kind = (shown.coarse, state.needs_eig, state.compare != "off")
         if kind not in self._budgets:
             coarse = FrameBudget(COARSE_BUDGET, 480 * 270)
-            self._budgets[kind] = coarse if shown.coarse else FrameBudget(FULL_BUDGET, 960 * 600)
+            full = FrameBudget(FULL_BUDGET, MAX_PIXELS, calm=1)  # at rest few pictures are drawn
+            self._budgets[kind] = coarse if shown.coarse else full
         return self._budgets[kind]
 
     def _is_slow_answer(self, shown: _Shown, scene: Scene) -> bool:

@@ -39,16 +39,8 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
         hint="Red: unknown, would be regenerated (UCR). Amber: kept, but worth a look. Key M.",
     )
     histogram = gui.add_html(histogram_svg(state, view.measurement))
-    threshold = gui.add_multi_slider(
-        "Check | UCR",
-        0.0,
-        1.0,
-        0.01,
-        state.threshold,
-        min_range=0.01,
-        hint="Right thumb: from this EIG on, pixels are regenerated (UCR); below they are kept (HPR). "
-        "Left thumb: from here to the right thumb they are kept, but worth a look.",
-    )
+    # Without a hint: it would cover the histogram while a thumb is dragged. The line below explains.
+    threshold = gui.add_multi_slider("Check | UCR", 0.0, 1.0, 0.01, state.threshold, min_range=0.01)
     numbers = gui.add_html("")
     evidence = gui.add_button(
         "Measure the evidence",

@@ -9,6 +9,7 @@ from typing import Any
 
 from faithfusion_studio.studio.checks import FrameCheck, check_frame, held_out_frames, summary
 from faithfusion_studio.studio.view_state import View
+from faithfusion_studio.studio.widgets import PLAIN
 
 PROTOCOL = (
     "Photos at most 640x360, colours 0 to 1. EIG against absolute error over 8x8 blocks of the "
@@ -22,13 +23,15 @@ MAX_FRAMES = 12
 def add_quality_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
     """Build the tab Quality in the current container; returns what shows a new session state."""
     gui.add_html(_note("<b>Is the picture right here? Is EIG right here?</b>"))
-    one = gui.add_button("Check this frame", hint="Compares with the recorded photo of the frame.")
+    one = gui.add_button(
+        "Check this frame", hint="Compares with the recorded photo of the frame.", color=PLAIN
+    )
     drive = gui.add_button(
-        "Check the drive", hint=f"Up to {MAX_FRAMES} frames, held-out ones first."
+        "Check the drive", hint=f"Up to {MAX_FRAMES} frames, held-out ones first.", color=PLAIN
     )
     progress = gui.add_progress_bar(0.0, visible=False)
     result = gui.add_html(_note("Nothing is measured yet."))
-    compare = gui.add_button("Show the photo beside the rendering")
+    compare = gui.add_button("Show the photo beside the rendering", color=PLAIN)
     with gui.add_folder("How this is measured", expand_by_default=False):
         gui.add_html(_note(PROTOCOL))
     running = threading.Lock()

@@ -31,14 +31,13 @@ def add_timeline_panel(
     )
     frame = gui.add_slider("Frame", 0, last, 1, state.frame, visible=recorded)
     segment = gui.add_multi_slider(
-        "Segment",
+        "Segment",  # no hint here and at the offset: it would cover the sliders beside them
         0,
         last + 1,
         1,
         tuple(state.segment),
         min_range=1,
         visible=recorded,
-        hint="First frame, and the frame after the last, of what is repaired, fused and exported.",
     )
     offset = gui.add_slider(
         "Offset (+ left)",
@@ -48,7 +47,6 @@ def add_timeline_panel(
         state.offset,
         marks=tuple((float(m), f"{m:+d} m" if m else "recorded lane") for m in range(-6, 7, 3)),
         visible=recorded,
-        hint="Metres to the left (+) or right (-) of the recorded lane. Keys [ ] { }.",
     )
     photo = gui.add_html("")
 
