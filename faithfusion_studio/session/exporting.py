@@ -6,6 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
+from faithfusion_studio.errors import StudioError
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
 from faithfusion_studio.session.engines import Engines
@@ -71,5 +72,6 @@ class Exporter:
             self._board.add_exports(end.value.files)
             self._board.change(export=None, notice=end.value.notice)
         except Exception as error:  # an export that fails must not end the session
-            _log.error("%s failed", label, exc_info=error)
+            if not isinstance(error, StudioError):
+                _log.error("%s failed", label, exc_info=error)
             self._board.change(export=None, error=sentence(error, label))

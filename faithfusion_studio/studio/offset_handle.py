@@ -19,8 +19,8 @@ from faithfusion_studio.studio.scene_graph import LIFT, SHOWN_COLOR, ground
 from faithfusion_studio.studio.view_state import View, ViewState
 from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat
 
-AHEAD = 9.0
-"""Distance of the arrow before the ego, where a driver's camera sees the road, m."""
+AHEAD = 12.0
+"""Distance of the arrow before the ego, so that it lies above the timeline in the picture, m."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class OffsetHandle:
 
 def double_arrow() -> tuple[np.ndarray, np.ndarray]:
     """Vertices (x forward, y left, m) and faces of a flat arrow that points to both sides."""
-    tip, neck, head, bar = 0.9, 0.5, 0.3, 0.1
+    # Wide in x, which is seen at a flat angle, so that the pointer finds it.
+    tip, neck, head, bar = 1.1, 0.6, 0.9, 0.4
     half = [(0.0, tip), (head, neck), (bar, neck), (-bar, neck), (-head, neck)]
     flat = [*half, *((x, -y) for x, y in half)]
     vertices = np.array([(x, y, 0.0) for x, y in flat], dtype=np.float32)

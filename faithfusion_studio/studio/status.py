@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def status_text(state: Any, measurement: Measurement) -> str:
     speed = f"{measurement.fps:.0f} fps" if measurement.fps else f"{measurement.ms:.0f} ms"
     job = state.job
     parts = [
-        state.device if job is None else _job_text(job),
+        _device_text(state.device) if job is None else _job_text(job),
         f"{speed} at {width}x{height}",
         f"{count_text(state.num_gaussians)} splats",
         f"{memory_bytes() / 1e9:.1f} GB",
@@ -54,3 +55,8 @@ def _job_text(job: Any) -> str:
     """The running job in few words; its tab tells the whole."""
     total = f" {job.done}/{job.total}" if job.total else ""
     return f"{JOBS.get(job.kind, job.kind)}{total}{' (paused)' if job.paused else ''}"
+
+
+def _device_text(device: str) -> str:
+    """The device without what stands in brackets, which the terminal has told."""
+    return re.sub(r" \([^)]*\)", "", device)

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+import torch
 from street_scene import street, with_true_photos
 
 from faithfusion_studio.session.session import Session
@@ -94,6 +95,34 @@ def test_a_newcomer_finds_the_eig_of_a_shifted_lane(page, studio, session):
     page.get_by_role("button", name="Close").last.click()
     page.keyboard.press("]")
     wait_for(lambda: view.get().offset == 2.75)
+
+
+def test_the_arrow_on_the_road_drags_the_offset(page, studio):
+    """With a real mouse on the real mesh: the same value as the slider's."""
+    client = studio.clients[0]
+    view, node, pose = client.view, client.handle._node, client.window.pose()
+    width, height = client.window.canvas
+    size = page.locator("canvas").first.bounding_box()
+    camera = pose.camera(width, height, time=0.0)
+    x, y, z = (
+        camera.K @ (camera.viewmat @ torch.tensor([*node.position, 1.0]).double())[:3]
+    ).tolist()
+    x, y = x / z * size["width"] / width, y / z * size["height"] / height
+    for _ in range(5):  # the page finds what is under the pointer when it repaints
+        page.mouse.move(x, y)
+        time.sleep(0.3)
+        page.mouse.down()
+        for step in range(1, 13):
+            page.mouse.move(x - 10 * step, y)
+            time.sleep(0.05)
+        page.mouse.up()
+        time.sleep(0.3)
+        if view.get().offset:
+            break
+        client.back_to_path()
+    assert 0.5 < view.get().offset < 6.0
+    assert view.get().follow
+    wait_for(lambda: f"{view.get().offset:.2f} m left" in page.content())
 
 
 def test_the_whole_journey(page, studio, session):

@@ -119,7 +119,7 @@ def _caption(state: ViewState, view: View, session_state: Any) -> str:
         '<div style="display:flex;justify-content:space-between;gap:14px;white-space:nowrap;'
         'padding:0 12px 2px;font-size:13px;color:#e4e8ef">'
         f"<span>{_place(state, view.num_frames)}</span>"
-        '<span style="font-size:11.5px;color:#9aa4b5;padding-top:2px;overflow:hidden;'
+        '<span style="font-size:11px;color:#9aa4b5;padding-top:2px;overflow:hidden;'
         'text-overflow:ellipsis">'
         f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
     )
