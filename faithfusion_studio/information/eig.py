@@ -26,6 +26,7 @@ from faithfusion_studio.cameras import Camera
 from faithfusion_studio.information.calibration import Calibration, void_nats
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
 from faithfusion_studio.render.chain import factor_blocks, parameter_variances, posterior_gain
+from faithfusion_studio.render.images import nats_image
 from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import RasterizedView, ViewOptions, rasterize_view
 from faithfusion_studio.scene import (
@@ -86,28 +87,48 @@ def eig_map(
     prior = prior or FisherPrior()
     with torch.no_grad():
         view = view or rasterize_view(scene, camera)
-        void = void_variance(scene, camera, view, fisher, prior)
-        known = void.sqrt() < KNOWN_SKY * prior.void
-        covered = view.alpha > COVERED
-        if scene.sky is not None:
-            covered = covered | known
         if form == "released":
             from faithfusion_studio.information.released import released_gain
 
+            void = void_variance(scene, camera, view, fisher, prior)
+            covered = _covered(scene, view, void, prior)
             gain = released_gain(scene, camera, view, fisher)
             calibrated = torch.where(covered, gain.clamp(max=1), torch.ones_like(gain))
             return EigMap(gain, calibrated, covered, form)
         G = _gain(scene, camera, view, fisher, prior, form == "diagonal")
-        unseen = (1 - view.alpha).square() * void / fisher.noise_std**2
-        if form == "diagonal":
-            trace = G + 3 * unseen
+        if G.device.type == "cpu":
+            eig, calibrated, mean, void = nats_image(
+                G,
+                view.alpha,
+                camera,
+                log_det=form == "block",
+                sky_evidence=fisher.sky,
+                void_variance=prior.void**2,
+                precision=1 / fisher.noise_std**2,
+                knots=scene_calibration(fisher, prior).knots,
+            )
         else:
-            for channel in (0, 3, 5):
-                G[..., channel] += unseen
-            trace = G[..., 0] + G[..., 3] + G[..., 5]
-        eig = half_log_det(G) if form == "block" else 0.5 * trace
-        calibrated = scene_calibration(fisher, prior).apply(eig)
-    return EigMap(eig, calibrated, covered, form, trace / 3)
+            void = void_variance(scene, camera, view, fisher, prior)
+            eig, mean = _nats(G, (1 - view.alpha).square() * void / fisher.noise_std**2, form)
+            calibrated = scene_calibration(fisher, prior).apply(eig)
+        return EigMap(eig, calibrated, _covered(scene, view, void, prior), form, mean)
+
+
+def _covered(scene: Scene, view: RasterizedView, void: Tensor, prior: FisherPrior) -> Tensor:
+    covered = view.alpha > COVERED
+    return covered if scene.sky is None else covered | (void.sqrt() < KNOWN_SKY * prior.void)
+
+
+def _nats(G: Tensor, unseen: Tensor, form: EigForm) -> tuple[Tensor, Tensor]:
+    """EIG and tr G / 3 of what the Gaussians leave open and what lies unseen behind them."""
+    if form == "diagonal":
+        trace = G + 3 * unseen
+        return 0.5 * trace, trace / 3
+    G = G.clone()
+    for channel in (0, 3, 5):
+        G[..., channel] += unseen
+    trace = G[..., 0] + G[..., 3] + G[..., 5]
+    return half_log_det(G) if form == "block" else 0.5 * trace, trace / 3
 
 
 def half_log_det(G: Float32[Tensor, "*B 6"]) -> Float32[Tensor, "*B"]:

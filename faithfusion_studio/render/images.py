@@ -78,3 +78,47 @@ def cubemap_image(
     rotation = camera.camtoworld[:3, :3].to(torch.float32).contiguous()
     K = camera.K.to(torch.float32).contiguous()
     return _Sky.apply(texels.contiguous(), rotation, K, hidden, (camera.height, camera.width))
+
+
+def nats_image(
+    gain: Float32[Tensor, "H W *X"],
+    alpha: Float32[Tensor, "H W"],
+    camera: Camera,
+    *,
+    log_det: bool,
+    sky_evidence: Float32[Tensor, "6 R R"] | None,
+    void_variance: float,
+    precision: float,
+    knots: Float32[Tensor, "Q 2"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last step of an EIG map in one pass: add what lies unseen behind the Gaussians, then take nats.
+
+    Args:
+        gain: G packed as (rr, rg, rb, gg, gb, bb) [H, W, 6], or its trace [H, W].
+        alpha: Opacity of the Gaussians.
+        camera: Where from.
+        log_det: 1/2 log det(I + G); otherwise 1/2 tr G.
+        sky_evidence: Evidence of each direction of the sky, on a cube map as in `scene.CubemapSky`.
+        void_variance: Of the colour behind everything where no view has looked, colour unit squared.
+        precision: 1 / sigma_0^2.
+        knots: Of the scene's calibration: nats and value, both ascending.
+
+    Returns:
+        Nats, calibrated values, tr G / 3, and the variance of the colour behind everything; all [H, W].
+    """
+    images = tuple(torch.empty_like(alpha, memory_format=torch.contiguous_format) for _ in range(4))
+    _load_core().nats_image(
+        gain.contiguous(),
+        log_det,
+        alpha.contiguous(),
+        None if sky_evidence is None else sky_evidence.to(torch.float32).contiguous(),
+        camera.camtoworld[:3, :3].to(torch.float32).contiguous(),
+        camera.K.to(torch.float32).contiguous(),
+        void_variance,
+        precision,
+        knots.to(torch.float32).contiguous(),
+        *images,
+        _work()[0],
+    )
+    nats, calibrated, mean_gain, behind = images
+    return nats, calibrated, mean_gain, behind

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Provenance
-from faithfusion_studio.scene import CubemapSky, Scene, WorldGaussians, pixel_directions
+from faithfusion_studio.scene import ConstantSky, CubemapSky, Scene, WorldGaussians, pixel_directions
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta, RenderMode
@@ -139,6 +139,8 @@ def sky_image(
     """The sky's radiance at every pixel; black where the scene has no sky model."""
     if scene.sky is None:
         return torch.zeros(camera.height, camera.width, 3, device=device)
+    if isinstance(scene.sky, ConstantSky):
+        return scene.sky.color.to(device).expand(camera.height, camera.width, 3)
     if isinstance(scene.sky, CubemapSky) and torch.device(device).type == "cpu":
         from faithfusion_studio.render.images import cubemap_image
 

@@ -151,6 +151,28 @@ void evaluate_rows(const Frame& frame, std::optional<Input> background, Input ro
     kernels().evaluate(frame, Work{threads, false}, bg, trace, rows.data(), out.data());
 }
 
+// Nats, calibrated values, tr G / 3 and the variance behind everything, all [H, W] (nats.h).
+void nats_image(Input gain, bool log_det, Input alpha, std::optional<Input> evidence, Input rotation, Input K, float void_variance,
+                float precision, Input knots, Array nats, Array calibrated, Array mean_gain, Array behind, int threads) {
+    NatsImage in{};
+    in.view.width = (int)alpha.shape(1), in.view.height = (int)alpha.shape(0);
+    in.view.resolution = evidence ? (int)evidence->shape(1) : 0;
+    std::memcpy(in.view.R, rotation.data(), sizeof in.view.R);
+    in.view.fx = K.data()[0], in.view.cx = K.data()[2], in.view.fy = K.data()[4], in.view.cy = K.data()[5];
+    in.view.alpha = alpha.data();
+    in.gain = gain.data();
+    in.trace = gain.ndim() == 2;
+    in.log_det = log_det;
+    in.evidence = evidence ? evidence->data() : nullptr;
+    in.void_variance = void_variance;
+    in.precision = precision;
+    in.knot_count = (int)knots.shape(0);
+    in.knots = knots.data();
+    in.nats = nats.data(), in.calibrated = calibrated.data(), in.mean_gain = mean_gain.data(), in.behind = behind.data();
+    nb::gil_scoped_release release;
+    kernels().nats(in, threads);
+}
+
 }  // namespace
 
 void bind_chain(nb::module_& m) {
@@ -164,6 +186,7 @@ void bind_chain(nb::module_& m) {
     m.attr("TRACE_ROW") = kTraceRow;
     m.def("posterior_rows", &posterior_rows, nb::arg("frame"), nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
           nb::arg("sh_prior"), nb::arg("scale"), nb::arg("trace"), nb::arg("rows"), nb::arg("threads"));
+    m.def("nats_image", &nats_image);
     m.def("evaluate_rows", &evaluate_rows, nb::arg("frame"), nb::arg("background").none(), nb::arg("rows"), nb::arg("trace"),
           nb::arg("out"), nb::arg("threads"));
 }

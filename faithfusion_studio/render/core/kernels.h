@@ -2,6 +2,7 @@
 #pragma once
 #include "chain.h"
 #include "frame.h"
+#include "nats.h"
 
 namespace ff {
 
@@ -28,6 +29,7 @@ struct Kernels {
     void (*unpack)(const Frame&, int threads, const float* covariances, float* rows);
     void (*block_rows)(const Frame&, const ChainView&, const Posterior&, int threads, float* rows);
     void (*trace_rows)(const Frame&, const ChainView&, const Posterior&, int threads, float* rows);
+    void (*nats)(const NatsImage&, int threads);
 };
 
 const Kernels& kernels();                      // the best for this machine, or FAITHFUSION_SIMD=baseline|avx2|avx512
