@@ -25,8 +25,9 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.information.calibration import Calibration, void_nats
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
-from faithfusion_studio.render.chain import factor_blocks, parameter_variances, posterior_gain
+from faithfusion_studio.render.chain import factor_blocks, parameter_variances
 from faithfusion_studio.render.images import nats_image
+from faithfusion_studio.render.one_view import posterior_gain
 from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import RasterizedView, ViewOptions, rasterize_view
 from faithfusion_studio.scene import (

@@ -21,8 +21,9 @@ from faithfusion_studio.gaussians import TopologyChange
 from faithfusion_studio.information.calibration import fit_calibration, void_nats
 from faithfusion_studio.information.eig import eig_map
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
-from faithfusion_studio.render.chain import PACKED_BLOCK, add_fisher
-from faithfusion_studio.render.rasterization import accumulate_information, rasterization
+from faithfusion_studio.render.chain import PACKED_BLOCK
+from faithfusion_studio.render.one_view import add_view
+from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import (
     RasterizedView,
     ViewOptions,
@@ -107,8 +108,8 @@ class FisherAccumulator:
         self._cameras.append(camera)
 
     def _add(self, camera: Camera, view: RasterizedView, precision: Tensor) -> None:
-        S = accumulate_information(view.meta, precision[None], view.background[None])[0]
-        add_fisher(chain_view(self.scene, camera, view), S, self._blocks, self._sh)
+        chain = chain_view(self.scene, camera, view)
+        add_view(chain, view.meta, precision, self._blocks, self._sh, view.background)
         open_ = 1 - view.alpha > 1e-3
         directions = pixel_directions(camera, view.alpha.device)[open_]
         index, share = cubemap_lookup(directions, sky_resolution(self.scene))

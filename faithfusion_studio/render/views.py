@@ -14,7 +14,13 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Provenance
-from faithfusion_studio.scene import ConstantSky, CubemapSky, Scene, WorldGaussians, pixel_directions
+from faithfusion_studio.scene import (
+    ConstantSky,
+    CubemapSky,
+    Scene,
+    WorldGaussians,
+    pixel_directions,
+)
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta, RenderMode

@@ -114,7 +114,11 @@ Backdrop backdrop(const std::optional<Input>& background) {
 void accumulate(const Frame& frame, std::optional<Input> background, Input weight, Array out, int threads, bool deterministic) {
     const Backdrop bg = backdrop(background);
     nb::gil_scoped_release release;
-    kernels().accumulate(frame, Work{threads, deterministic}, bg, weight.data(), out.data());
+    const Work work{threads, deterministic};
+    Buffer memory;
+    float* rows = memory.get<float>((size_t)work.workers() * frame.slots() * kMomentRow);
+    kernels().moments(frame, work, bg, weight.data(), rows);
+    kernels().information(frame, work, rows, out.data());
 }
 
 void evaluate(const Frame& frame, std::optional<Input> background, Input covariances, Array out, int threads) {

@@ -118,6 +118,19 @@ void fisher_chain(nb::tuple view, Input information, Array blocks, Array sh_evid
     chain_kernels().fisher(v, threads, information.data(), blocks.data(), sh_evidence.data());
 }
 
+// blocks [n, 91] and sh_evidence [n, R, 3] of one view straight from its pixels.
+void add_view(const Frame& frame, nb::tuple view, std::optional<Input> background, Input weight, Array blocks, Array sh_evidence,
+              int threads, bool deterministic) {
+    const ChainView v = make_view(view);
+    const Backdrop bg{background ? background->data() : nullptr, background && background->ndim() == 3};
+    nb::gil_scoped_release release;
+    const Work work{threads, deterministic};
+    Buffer memory;
+    float* rows = memory.get<float>((size_t)work.workers() * frame.slots() * kMomentRow);
+    kernels().moments(frame, work, bg, weight.data(), rows);
+    kernels().fisher(frame, v, work, rows, blocks.data(), sh_evidence.data());
+}
+
 void factor_blocks(Input blocks, Input prior, bool diagonal, Array factors, int threads) {
     const int64_t count = (int64_t)blocks.shape(0);
     nb::gil_scoped_release release;
@@ -179,6 +192,7 @@ void bind_chain(nb::module_& m) {
     m.def("visible_gaussians", &visible_gaussians);
     m.def("last_positions", &last_positions);
     m.def("fisher_chain", &fisher_chain);
+    m.def("add_view", &add_view);
     m.def("factor_blocks", &factor_blocks);
     m.def("posterior_covariances", &posterior_covariances, nb::arg("view"), nb::arg("factors"), nb::arg("sh_evidence").none(),
           nb::arg("sh_prior"), nb::arg("scale"), nb::arg("out"), nb::arg("threads"));

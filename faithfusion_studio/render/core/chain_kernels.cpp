@@ -6,18 +6,6 @@ namespace FF_ISA {
 
 constexpr int64_t kGroups = 16;   // groups of sixteen Gaussians per task
 
-static void add_evidence(const ChainView& view, const Chain& chain, const int32_t* row, int count, const F* S, float* evidence) {
-    const int bands = view.band_count, used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
-    for (int ch = 0; ch < 3; ch++) {
-        F colour = S[upper(6 + ch, 6 + ch, kRecord)] * chain.lit[ch];
-        for (int k = 0; k < used; k++) {
-            alignas(64) float t[16];
-            store(t, colour * chain.basis[k + 1] * chain.basis[k + 1]);
-            for (int l = 0; l < count; l++) evidence[((int64_t)row[l] * bands + k) * 3 + ch] += t[l];
-        }
-    }
-}
-
 static void fisher_group(const ChainView& view, int64_t first, const float* information, float* blocks, float* sh_evidence) {
     const int count = (int)std::min<int64_t>(16, view.count - first);
     int32_t index[16], row[16];
@@ -26,26 +14,8 @@ static void fisher_group(const ChainView& view, int64_t first, const float* info
     make_chain(view, index, chain);
     F S[kPacked];
     load_rows(information, kPacked, index, S, kPacked);
-    alignas(64) float sums[kBlock][16];
-    int k = 0;
-    for (int a = 0; a < kParameters; a++) {
-        F left[kRecord];   // row a of A^T S
-        for (int r = 0; r < kRecord; r++) {
-            left[r] = F(0.0f);
-            for (int i = 1; i <= kSupport[a][0]; i++) {
-                const int q = kSupport[a][i];
-                left[r] = fma(chain.A[q][a], S[upper(q, r, kRecord)], left[r]);
-            }
-        }
-        for (int b = a; b < kParameters; b++) {
-            F sum(0.0f);
-            for (int i = 1; i <= kSupport[b][0]; i++) sum = fma(left[kSupport[b][i]], chain.A[kSupport[b][i]][b], sum);
-            store(sums[k++], sum);
-        }
-    }
-    for (int l = 0; l < count; l++)
-        for (int i = 0; i < kBlock; i++) blocks[(int64_t)row[l] * kBlock + i] += sums[i][l];
-    if (view.band_count > 0) add_evidence(view, chain, row, count, S, sh_evidence);
+    add_block(chain, S, row, count, blocks);
+    if (view.band_count > 0) add_bands(view, chain, row, count, S, sh_evidence);
 }
 
 static void fisher(const ChainView& view, int threads, const float* information, float* blocks, float* sh_evidence) {

@@ -187,5 +187,37 @@ FF_INLINE void record_covariance(const ChainView& view, const Chain& chain, cons
         }
 }
 
+// blocks [n, 91] += A^T S A at the evidence rows of up to sixteen Gaussians.
+FF_INLINE void add_block(const Chain& chain, const F* S, const int32_t* row, int count, float* blocks) {
+    F sums[kBlock];
+    int k = 0;
+    for (int a = 0; a < kParameters; a++) {
+        F left[kRecord];   // row a of A^T S
+        for (int r = 0; r < kRecord; r++) {
+            left[r] = F(0.0f);
+            for (int i = 1; i <= kSupport[a][0]; i++) {
+                const int q = kSupport[a][i];
+                left[r] = fma(chain.A[q][a], S[upper(q, r, kRecord)], left[r]);
+            }
+        }
+        for (int b = a; b < kParameters; b++) {
+            F sum(0.0f);
+            for (int i = 1; i <= kSupport[b][0]; i++) sum = fma(left[kSupport[b][i]], chain.A[kSupport[b][i]][b], sum);
+            sums[k++] = sum;
+        }
+    }
+    add_rows(sums, kBlock, blocks, kBlock, row, count);
+}
+
+// sh_evidence [n, R, 3] += basis^2 S_cc, likewise.
+FF_INLINE void add_bands(const ChainView& view, const Chain& chain, const int32_t* row, int count, const F* S, float* sh_evidence) {
+    const int used = (view.sh_degree + 1) * (view.sh_degree + 1) - 1;
+    F gain[45];
+    for (int k = 0; k < used; k++)
+        for (int ch = 0; ch < 3; ch++)
+            gain[3 * k + ch] = S[upper(6 + ch, 6 + ch, kRecord)] * chain.lit[ch] * chain.basis[k + 1] * chain.basis[k + 1];
+    add_rows(gain, 3 * used, sh_evidence, 3 * view.band_count, row, count);
+}
+
 }  // namespace FF_ISA
 }  // namespace ff

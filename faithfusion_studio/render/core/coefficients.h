@@ -10,6 +10,10 @@
 
 namespace ff {
 
+// Sums over pixels for the Fisher information, 34 of 48 floats: 15 moments of w^2 |gamma|^2 in the order of Q, 6 of
+// w^2 gamma for each channel in the order of L, and w^2.
+constexpr int kMoments = 34, kMomentRow = 48;
+
 constexpr int kBlockRow = 48, kTraceRow = 32;
 constexpr int kLinear = 15, kConstant = 33;            // block form: first quadratic, first constant
 constexpr int kTraceConstant = 13, kTraceLinear = 14;  // trace: the constant, first quadratic

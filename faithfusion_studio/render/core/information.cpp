@@ -12,11 +12,7 @@
 namespace ff {
 namespace FF_ISA {
 
-constexpr int kMoments = 34;        // 15 of w^2 |gamma|^2, 6 of w^2 gamma for each channel, w^2
-constexpr int kMomentRow = 48;      // three cache lines
 constexpr int kHalf = 16;
-
-static inline int packed(int i, int j) { return i * 9 - i * (i - 1) / 2 + j - i; }   // i <= j
 
 struct Behind {
     F t, color[3];
@@ -139,54 +135,16 @@ static void accumulate_tile(const Frame& f, int64_t index, Backdrop background, 
     }
 }
 
-// Moments of one Gaussian (h still scaled by log2(e) / 2) -> its 45 numbers.
-static FF_INLINE void pack_information(const float* sums, float opacity, uint8_t clamped, float* out) {
-    constexpr float k1 = 2.0f / kLog2E, k2 = k1 * k1, k3 = k2 * k1, k4 = k2 * k2;
-    const float e = 1.0f - opacity, *m = sums;
-    const float m10 = m[1] * k1, m01 = m[2] * k1, m20 = m[3] * k2, m11 = m[4] * k2, m02 = m[5] * k2;
-    const float m30 = m[6] * k3, m21 = m[7] * k3, m12 = m[8] * k3, m03 = m[9] * k3;
-    const float m40 = m[10] * k4, m31 = m[11] * k4, m22 = m[12] * k4, m13 = m[13] * k4, m04 = m[14] * k4;
-    const float geometry[21] = {m20, m11, m30 / 2, m21, m12 / 2, e * m10,
-                                m02, m21 / 2, m12, m03 / 2, e * m01,
-                                m40 / 4, m31 / 2, m22 / 4, e * m20 / 2,
-                                m22, m13 / 2, e * m11,
-                                m04 / 4, e * m02 / 2,
-                                e * e * m[0]};
-    for (int i = 0, n = 0; i < 6; i++)
-        for (int j = i; j < 6; j++) out[packed(i, j)] = geometry[n++];
-    for (int ch = 0; ch < 3; ch++) {
-        const float on = clamped >> ch & 1 ? 0.0f : 1.0f, *c = sums + 15 + 6 * ch;
-        const float cross[6] = {c[1] * k1, c[2] * k1, c[3] * k2 / 2, c[4] * k2, c[5] * k2 / 2, e * c[0]};
-        for (int i = 0; i < 6; i++) out[packed(i, 6 + ch)] = on * cross[i];
-        out[packed(6 + ch, 6 + ch)] = on * sums[33];
-    }
-    out[packed(6, 7)] = out[packed(6, 8)] = out[packed(7, 8)] = 0.0f;
-}
-
-// out [n, 45] is overwritten; zero for Gaussians that are not visible.
-static void accumulate(const Frame& f, const Work& work, Backdrop background, const float* weight, float* out) {
-    Buffer memory;
+static void moments(const Frame& f, const Work& work, Backdrop background, const float* weight, float* rows) {
     const int64_t size = f.slots() * kMomentRow;
-    const int workers = work.workers();
-    float* rows = memory.get<float>((size_t)workers * size);
-    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    const Reached some = reached(f, work.threads);
     parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        for (int w = 0; w < workers; w++)
-            std::memset(rows + w * size + c * kChunk * kMomentRow, 0, sizeof(float) * kMomentRow * counts[c]);
+        for (int i = 0; i < some.counts[c]; i++)
+            for (int w = 0; w < work.workers(); w++)
+                std::memset(rows + w * size + (int64_t)some.slots[c * kChunk + i] * kMomentRow, 0, sizeof(float) * kMomentRow);
     });
     parallel_accumulate(work, f.tiles(), [&](int worker, int64_t index) {
         accumulate_tile(f, index, background, weight, rows + worker * size);
-    });
-    parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        const int64_t first = c * kChunk, count = f.in.n - first < kChunk ? f.in.n - first : kChunk;
-        std::memset(out + 45 * first, 0, sizeof(float) * 45 * count);
-        for (int64_t slot = first; slot < first + counts[c]; slot++) {
-            float sums[kMomentRow] = {};
-            for (int w = 0; w < workers; w++)
-                for (int k = 0; k < kMoments; k++) sums[k] += rows[w * size + slot * kMomentRow + k];
-            pack_information(sums, f.records.as<Record>()[slot].opacity, f.clamped.as<uint8_t>()[slot],
-                             out + 45 * (int64_t)f.gaussians.as<int32_t>()[slot]);
-        }
     });
 }
 
@@ -308,7 +266,7 @@ static void evaluate(const Frame& f, const Work& work, Backdrop background, bool
 }
 
 void add_information_passes(Kernels& k) {
-    k.accumulate = accumulate;
+    k.moments = moments;
     k.evaluate = evaluate;
 }
 

@@ -21,8 +21,12 @@ struct Kernels {
     void (*blend_backward)(const Frame&, const Work&, int count, const float* background, const float* v_color,
                            int stride, const float* v_alpha, bool absgrad, float* rows);
     void (*project_backward)(const Frame&, const Work&, const float* rows, const Gradients&);
-    // background [3], or [H, W, 3] where it differs from pixel to pixel, or null
-    void (*accumulate)(const Frame&, const Work&, Backdrop background, const float* weight, float* out);
+    // background [3], or [H, W, 3] where it differs from pixel to pixel, or null; rows [workers][slots][kMomentRow] are
+    // set for the Gaussians that reached a pixel
+    void (*moments)(const Frame&, const Work&, Backdrop background, const float* weight, float* rows);
+    // of such rows: screen information [n, 45], overwritten; or blocks [n, 91] and sh_evidence [n, R, 3], added to
+    void (*information)(const Frame&, const Work&, const float* rows, float* out);
+    void (*fisher)(const Frame&, const ChainView&, const Work&, const float* rows, float* blocks, float* sh_evidence);
     // rows [slots, kBlockRow] and out [H, W, 6], or for the trace [slots, kTraceRow] and [H, W]
     void (*evaluate)(const Frame&, const Work&, Backdrop background, bool trace, const float* rows, float* out);
     // rows of coefficients.h from covariances [n, 45], or straight from a posterior

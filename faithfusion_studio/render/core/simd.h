@@ -303,15 +303,28 @@ FF_INLINE void load_rows(const float* base, int64_t width, const int32_t* index,
     }
 }
 
+#if defined(__AVX512F__)
+FF_INLINE void store_first(float* p, F a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
+#else
+FF_INLINE void store_first(float* p, F a, int n) {
+    alignas(64) float t[16];
+    store(t, a);
+    for (int k = 0; k < n; k++) p[k] = t[k];
+}
+#endif
+
 // Adds lane l of columns[0..used) to the row base + index[l] * width, for l < count; rows are taken in lane order.
 FF_INLINE void add_rows(const F* columns, int used, float* base, int64_t width, const int32_t* index, int count) {
     for (int k = 0; k < used; k += 16) {
         const int n = used - k < 16 ? used - k : 16;
-        alignas(64) float t[16][16];
-        for (int j = 0; j < n; j++) store(t[j], columns[k + j]);
+        F t[16];
+        for (int j = 0; j < n; j++) t[j] = columns[k + j];
+        for (int j = n; j < 16; j++) t[j] = F(0.0f);
+        transpose16(t);
         for (int l = 0; l < count; l++) {
             float* row = base + index[l] * width + k;
-            for (int j = 0; j < n; j++) row[j] += t[j][l];
+            if (n == 16) store(row, load(row) + t[l]);
+            else store_first(row, load_first(row, n) + t[l], n);
         }
     }
 }

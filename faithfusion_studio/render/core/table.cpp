@@ -10,6 +10,7 @@ void add_blend_backward(Kernels&);
 void add_project_backward(Kernels&);
 void add_information_passes(Kernels&);
 void add_coefficients(Kernels&);
+void add_evidence(Kernels&);
 void add_nats(Kernels&);
 
 Kernels table() {
@@ -20,6 +21,7 @@ Kernels table() {
     add_project_backward(k);
     add_information_passes(k);
     add_coefficients(k);
+    add_evidence(k);
     add_nats(k);
     return k;
 }
