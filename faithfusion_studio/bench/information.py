@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from faithfusion_studio.bench.measuring import interleave
 from faithfusion_studio.bench.rendering import blend_call, frame_call, scene_counts
@@ -13,9 +13,12 @@ from faithfusion_studio.bench.street import bench_camera, bench_scene
 from faithfusion_studio.bench.tiny_scenes import largest_relative_error, tiny_world
 from faithfusion_studio.cameras import Camera, offset_laterally, trajectory_from_cameras
 from faithfusion_studio.information import FisherAccumulator, eig_map
-from faithfusion_studio.render.chain import pack
+from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
+from faithfusion_studio.render.chain import factor_blocks, parameter_variances
 from faithfusion_studio.render.cpu import thread_limit
-from faithfusion_studio.render.rasterization import evaluate_information
+from faithfusion_studio.render.one_view import evaluate_rows, posterior_rows
+from faithfusion_studio.render.rasterization import RasterizationMeta
+from faithfusion_studio.render.views import rasterize_view
 from faithfusion_studio.scene import Scene
 
 CHECKED_SEEDS = range(3)
@@ -29,16 +32,15 @@ def run_eig(config: BenchConfig) -> Report:
     beside = offset_laterally(trajectory_from_cameras([camera]), 1.0).cameras[0]
     frame = frame_call(scene.background, beside)
     meta = frame(n)
-    # Any positive matrices cost the same.
-    covariances = pack(torch.eye(9).expand(1, config.gaussians, 9, 9))
+    rows = {trace: _rows(scene, beside, meta, trace) for trace in (False, True)}
 
     def whole_map(form: str) -> None:
         with thread_limit(n):
             eig_map(scene, beside, form=form)  # type: ignore[arg-type]
 
-    def block_pass() -> None:
+    def pixel_pass(trace: bool) -> None:
         with thread_limit(n):
-            evaluate_information(meta, covariances)
+            evaluate_rows(meta, rows[trace], None, trace=trace)
 
     def evidence() -> None:
         with thread_limit(n):
@@ -51,8 +53,8 @@ def run_eig(config: BenchConfig) -> Report:
             "blend pass": blend_call(meta, scene.background.sh, n),
             "EIG map diagonal": lambda: whole_map("diagonal"),
             "EIG map block": lambda: whole_map("block"),
-            "pixel pass diagonal": block_pass,
-            "pixel pass block": block_pass,
+            "pixel pass diagonal": lambda: pixel_pass(True),
+            "pixel pass block": lambda: pixel_pass(False),
             "Fisher of one view, block": evidence,
         },
         config.repeats,
@@ -67,6 +69,21 @@ def run_eig(config: BenchConfig) -> Report:
         "max_rel_error_vs_bruteforce": max(errors),
     }
     return Report("eig", config, figures, t.rows, scene_counts(meta))
+
+
+def _rows(scene: Scene, camera: Camera, meta: RasterizationMeta, trace: bool) -> Tensor:
+    """What the pixel pass reads; its cost does not depend on the values, so that any evidence will do."""
+    fisher, prior = require_fisher(scene, None), FisherPrior()
+    precision = prior.precision(scene.background.scales)
+    return posterior_rows(
+        chain_view(scene, camera, rasterize_view(scene, camera)),
+        meta,
+        (parameter_variances if trace else factor_blocks)(fisher.blocks, precision),
+        scale=1 / fisher.noise_std**2,
+        sh_evidence=fisher.sh,
+        sh_prior=prior.sh_precision,
+        trace=trace,
+    )
 
 
 def with_two_views(scene: Scene, camera: Camera) -> Scene:

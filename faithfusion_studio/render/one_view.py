@@ -89,27 +89,16 @@ def posterior_gain(
         G packed as (rr, rg, rb, gg, gb, bb) [H, W, 6], or its trace [H, W].
     """
     if view.means.device.type == "cpu":
-        from faithfusion_studio.render import cpu
-
-        core, threads = _core()
-        frame = meta.tiles.frames[0]
-        rows = cpu._empty(frame.slots, core.TRACE_ROW if trace else core.BLOCK_ROW).numpy()
-        evidence = None if sh_evidence is None else _plain(sh_evidence)
-        core.posterior_rows(
-            frame,
-            _arguments(view),
-            _plain(factors),
-            evidence,
-            sh_prior,
-            scale,
-            trace,
-            rows,
-            threads,
+        rows = posterior_rows(
+            view,
+            meta,
+            factors,
+            scale=scale,
+            sh_evidence=sh_evidence,
+            sh_prior=sh_prior,
+            trace=trace,
         )
-        behind = cpu._background(meta, 0, None if background is None else background[None])
-        out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))
-        core.evaluate_rows(frame, behind, rows, trace, out.numpy(), threads)
-        return out
+        return evaluate_rows(meta, rows, background, trace=trace)
     if trace:
         spread = factors.new_zeros(len(factors), PACKED_BLOCK)
         spread[:, [a * (a + 3) // 2 for a in range(PARAMETERS)]] = factors[:, :PARAMETERS].sqrt()
@@ -119,3 +108,55 @@ def posterior_gain(
     )
     G = evaluate_information(meta, M[None], None if background is None else background[None])[0]
     return G[..., 0] + G[..., 3] + G[..., 5] if trace else G
+
+
+def posterior_rows(
+    view: ChainView,
+    meta: RasterizationMeta,
+    factors: Float32[Tensor, "G P"],
+    *,
+    scale: float,
+    sh_evidence: Float32[Tensor, "G R 3"] | None,
+    sh_prior: float,
+    trace: bool,
+) -> Float32[Tensor, "S L"]:
+    """The first half of `posterior_gain` on the CPU: each Gaussian's part of G as polynomials in the pixel.
+
+    Returns:
+        One row per slot of the frame, set where the Gaussian reached a pixel; opaque to everyone else.
+    """
+    from faithfusion_studio.render import cpu
+
+    core, threads = _core()
+    frame = meta.tiles.frames[0]
+    rows = cpu._empty(frame.slots, core.TRACE_ROW if trace else core.BLOCK_ROW)
+    evidence = None if sh_evidence is None else _plain(sh_evidence)
+    core.posterior_rows(
+        frame,
+        _arguments(view),
+        _plain(factors),
+        evidence,
+        sh_prior,
+        scale,
+        trace,
+        rows.numpy(),
+        threads,
+    )
+    return rows
+
+
+def evaluate_rows(
+    meta: RasterizationMeta,
+    rows: Float32[Tensor, "S L"],
+    background: Float32[Tensor, "H W 3"] | None,
+    *,
+    trace: bool,
+) -> Float32[Tensor, "H W *X"]:
+    """The second half: the pixel pass over what `posterior_rows` made, with the same `trace`."""
+    from faithfusion_studio.render import cpu
+
+    core, threads = _core()
+    behind = cpu._background(meta, 0, None if background is None else background[None])
+    out = cpu._empty(meta.height, meta.width, *([] if trace else [6]))
+    core.evaluate_rows(meta.tiles.frames[0], behind, rows.numpy(), trace, out.numpy(), threads)
+    return out
