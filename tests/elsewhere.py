@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from faithfusion_studio.render import chain, cpu, rasterization
+from faithfusion_studio.render import chain, cpu, one_view, rasterization
 from faithfusion_studio.render.rasterization import RasterizationMeta, ScreenQuantities
 
 ELSEWHERE = torch.device("meta")
@@ -118,7 +118,7 @@ def elsewhere(monkeypatch, backend: Any = None) -> Iterator[torch.device]:
         lambda: ["cpu", ELSEWHERE.type],
     )
     choose, chosen = rasterization.backend, backend or Backend
-    for module in (rasterization, chain):
+    for module in (rasterization, chain, one_view):
         monkeypatch.setattr(
             module, "backend", lambda device: chosen if device == ELSEWHERE else choose(device)
         )
@@ -156,9 +156,8 @@ class Backend:
         def fetch(value: Any) -> Any:
             return value.cpu() if isinstance(value, Tensor) else value
 
-        rendered, alphas, meta = cpu.rasterization(
-            *map(fetch, args), **{k: fetch(v) for k, v in kwargs.items()}
-        )
+        given = tree_map(fetch, (args, kwargs))
+        rendered, alphas, meta = cpu.rasterization(*given[0], **given[1])
         return rendered.to(ELSEWHERE), alphas.to(ELSEWHERE), _AwayMeta(meta)
 
     @staticmethod
@@ -170,6 +169,12 @@ class Backend:
     def evaluate_information(meta: Any, covariances: Tensor, backgrounds: Tensor | None) -> Tensor:
         behind = None if backgrounds is None else backgrounds.cpu()
         return cpu.evaluate_information(meta.inner, covariances.cpu(), behind).to(ELSEWHERE)
+
+    @staticmethod
+    def evaluate_trace(meta: Any, covariances: Tensor, backgrounds: Tensor | None) -> Tensor:
+        return Backend.evaluate_information(meta, covariances, backgrounds)[
+            ..., torch.tensor([0, 3, 5], device=ELSEWHERE)
+        ].sum(-1)
 
     @staticmethod
     def visible_gaussians(meta: Any) -> Tensor:

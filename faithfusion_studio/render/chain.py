@@ -206,7 +206,8 @@ def parameter_variances(
         prior: Diagonal prior precision, positive.
     """
     out = blocks.new_zeros(len(blocks), 16)
-    torch.reciprocal(blocks[:, diagonal_of(PARAMETERS)] + prior, out=out[:, :PARAMETERS])
+    at = torch.tensor(diagonal_of(PARAMETERS), device=blocks.device)
+    torch.reciprocal(blocks[:, at] + prior, out=out[:, :PARAMETERS])
     return out
 
 

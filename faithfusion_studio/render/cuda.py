@@ -15,6 +15,7 @@ from faithfusion_studio.render.cuda_information import (
     CudaTiles,
     accumulate_information,
     evaluate_information,
+    evaluate_trace,
     plain,
     tile_counts,
 )
@@ -27,6 +28,7 @@ from faithfusion_studio.render.rasterization import (
 __all__ = [
     "accumulate_information",
     "evaluate_information",
+    "evaluate_trace",
     "last_positions",
     "rasterization",
     "visible_gaussians",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -205,7 +206,44 @@ def evaluate_information(
     meta: RasterizationMeta, covariances: Tensor, backgrounds: Tensor | None = None
 ) -> Tensor:
     """`render.rasterization.evaluate_information` on CUDA."""
-    tiles, kernels = _rgb_tiles(meta), _kernels()
+    table, _ = _tables(meta.device)
+    out = torch.empty(*_image_shape(meta), 6, device=meta.device)
+    _evaluate(meta, covariances, backgrounds, _kernels().evaluate_block, table, out)
+    return out
+
+
+def evaluate_trace(
+    meta: RasterizationMeta, covariances: Tensor, backgrounds: Tensor | None = None
+) -> Tensor:
+    """The trace [C, H, W] of `evaluate_information` in a shorter pass; what the diagonal form needs.
+
+    The trace is linear in the same 34 moments that accumulating sums, with the transposed coefficients.
+    """
+    _, table = _tables(meta.device)
+    i, j = torch.triu_indices(9, 9, device=meta.device)
+    both = torch.where(
+        i == j, 1.0, 2.0
+    )  # a packed entry stands for two of the matrix off its diagonal
+    out = torch.empty(_image_shape(meta), device=meta.device)
+    _evaluate(
+        meta, covariances, backgrounds, _kernels().evaluate_trace, table.T * both[:, None], out
+    )
+    return out
+
+
+def _image_shape(meta: RasterizationMeta) -> tuple[int, int, int]:
+    return len(_rgb_tiles(meta).radii), meta.height, meta.width
+
+
+def _evaluate(
+    meta: RasterizationMeta,
+    covariances: Tensor,
+    backgrounds: Tensor | None,
+    kernel: Any,
+    table: Tensor,
+    out: Tensor,
+) -> None:
+    tiles = _rgb_tiles(meta)
     cameras, n = tiles.depths.shape
     if tuple(covariances.shape) != (cameras, n, 45):
         raise BackendError(
@@ -213,13 +251,11 @@ def evaluate_information(
         )
     inputs = _inputs(meta, tiles)
     behind, per_pixel = _behind(meta, backgrounds)
-    table, _ = _tables(meta.device)
     scales, packed = _scales(tiles), plain(covariances.detach()).reshape(-1, 45)
-    coefficients = torch.empty(cameras * n, _COEFFICIENTS, device=meta.device)
+    coefficients = torch.empty(cameras * n, table.shape[1], device=meta.device)
     for part in _chunks(cameras * n):
         coefficients[part] = packed[part] * _outer(scales[part]) @ table
-    out = torch.empty(cameras, meta.height, meta.width, 6, device=meta.device)
-    kernels.evaluate_block[inputs.programs(_EVALUATED_ROWS)](
+    kernel[inputs.programs(_EVALUATED_ROWS)](
         inputs.records,
         coefficients,
         inputs.entries,
@@ -237,4 +273,3 @@ def evaluate_information(
         num_warps=1,
         enable_fp_fusion=True,
     )
-    return out

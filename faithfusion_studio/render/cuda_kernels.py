@@ -162,6 +162,52 @@ def evaluate_block(
     tl.store(at + 5, bb * scale, mask=inside)
 
 
+@triton.jit
+def evaluate_trace(
+    records,
+    coefficients,
+    entries,
+    starts,
+    last,
+    backgrounds,
+    out,
+    width,
+    height,
+    columns,
+    rows,
+    PER_PIXEL: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """tr G [C, H, W]; coefficients [slots, 34] belong to the moments, in their order; no atomics."""
+    tile, camera, x, y = _place(columns, rows, TILE, ROWS)
+    inside = (x < width) & (y < height)
+    pixel = (camera.to(tl.int64) * height + y) * width + x
+    stop = tl.load(last + pixel, mask=inside, other=-1)
+    b0, b1, b2 = _behind(backgrounds, camera, pixel, inside, PER_PIXEL)
+    t = tl.full((TILE * ROWS,), 1.0, tl.float32)
+    trace = tl.zeros((TILE * ROWS,), tl.float32)
+    start = tl.load(starts + tile)
+    furthest = tl.max(stop, axis=0)
+    for back in range(0, furthest - start + 1):
+        entry = furthest - back
+        slot = tl.load(entries + entry).to(tl.int64)
+        record = records + slot * RECORD
+        hx, hy, raw, alpha = _see(record, x, y)
+        alpha = tl.where(entry <= stop, alpha, 0.0)
+        if tl.max(alpha, axis=0) > 0:
+            c = coefficients + slot * MOMENTS
+            t = t / (1.0 - alpha)
+            w = alpha * t
+            g0, b0 = _pass(record, 0, raw, alpha, b0)
+            g1, b1 = _pass(record, 1, raw, alpha, b1)
+            g2, b2 = _pass(record, 2, raw, alpha, b2)
+            one = (g0 * g0 + g1 * g1 + g2 * g2) * _quartic(c, hx, hy) + tl.load(c + 33)
+            one += g0 * _quadratic(c + 15, hx, hy) + g1 * _quadratic(c + 21, hx, hy)
+            trace += w * w * (one + g2 * _quadratic(c + 27, hx, hy))
+    tl.store(out + pixel, trace / (t * t), mask=inside)
+
+
 # -------------------------------------------------------------------------- information of every Gaussian
 
 

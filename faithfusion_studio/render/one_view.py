@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from faithfusion_studio.render.chain import (
 from faithfusion_studio.render.rasterization import (
     RasterizationMeta,
     accumulate_information,
+    backend,
     evaluate_information,
 )
 
@@ -101,13 +103,16 @@ def posterior_gain(
         return evaluate_rows(meta, rows, background, trace=trace)
     if trace:
         spread = factors.new_zeros(len(factors), PACKED_BLOCK)
-        spread[:, [a * (a + 3) // 2 for a in range(PARAMETERS)]] = factors[:, :PARAMETERS].sqrt()
+        at = torch.tensor([a * (a + 3) // 2 for a in range(PARAMETERS)], device=factors.device)
+        spread[:, at] = factors[:, :PARAMETERS].sqrt()
         factors = spread
     M = posterior_covariances(
         view, factors, scale=scale, sh_evidence=sh_evidence, sh_prior=sh_prior
     )
-    G = evaluate_information(meta, M[None], None if background is None else background[None])[0]
-    return G[..., 0] + G[..., 3] + G[..., 5] if trace else G
+    behind = None if background is None else background[None]
+    if trace:
+        return backend(meta.device).evaluate_trace(meta, M[None], behind)[0]
+    return evaluate_information(meta, M[None], behind)[0]
 
 
 def posterior_rows(

@@ -83,6 +83,9 @@ def test_information_equals_the_cpu_core_on_crowded_pixels(monkeypatch, opacity)
     assert close(found_rgb, rgb) < 1e-4
     assert close(found_S, S) < 1e-5
     assert close(found_G, G) < 3e-5
+    _, _, meta = render(parameters)
+    trace = cuda_information.evaluate_trace(meta, covariances, sky)
+    assert close(trace, G[..., torch.tensor([0, 3, 5])].sum(-1)) < 3e-5
     assert found_visible.tolist() == sorted(visible.tolist())
     # gsplat's lists are longer than the CPU's, which are culled by exact ellipses.
     assert bool((found_last >= last).all())
@@ -183,7 +186,7 @@ COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from faithfusion_studio.render import cuda_kernels
-for name, rows in (("evaluate_block", 8), ("accumulate_block", 16)):
+for name, rows in (("evaluate_block", 8), ("evaluate_trace", 8), ("accumulate_block", 16)):
     kernel = getattr(cuda_kernels, name)
     constants = {"PER_PIXEL": True, "TILE": 16, "ROWS": rows}
     whole = dict.fromkeys(("width", "height", "columns", "rows"), "i32")
@@ -203,8 +206,8 @@ def test_the_kernels_compile_for_a_gpu_and_the_map_needs_no_atomics(run_python, 
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     result = run_python("-c", COMPILE, env={**os.environ, **environment})
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert set(lines) == {"evaluate_block", "accumulate_block"}, result.stderr
-    assert lines["evaluate_block"] == "0 0"
+    assert set(lines) == {"evaluate_block", "evaluate_trace", "accumulate_block"}, result.stderr
+    assert lines["evaluate_block"] == lines["evaluate_trace"] == "0 0"
     atomics, spilled = map(int, lines["accumulate_block"].split())
     assert atomics >= 34
     assert spilled == 0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from street_scene import street, with_true_photos, without_recording
@@ -103,5 +104,12 @@ def test_counts_and_the_status_line_have_two_or_three_digits(session):
         "3.14M",
     ]
     text = status_text(session.state, measured())
-    assert text.startswith("CPU (test), 2 threads")
+    assert text.startswith("CPU, 2 threads ")
     assert "31 ms at 640x360" in text and "600 splats" in text and "saved" in text
+
+
+def test_the_status_line_says_what_runs_in_few_words(session):
+    session.state.job = SimpleNamespace(kind="fusion", done=12, total=200, paused=True)
+    text = status_text(session.state, measured())
+    assert text.startswith("Fusion 12/200 (paused) · 31 ms")
+    assert len(text) < 80
