@@ -131,7 +131,14 @@ def _plane_fit(moments: Tensor, noise: float) -> tuple[Tensor, Tensor]:
 
 
 def window_mean(images: Float32[Tensor, "C h w"], radius: int) -> Float32[Tensor, "C h w"]:
-    """Box means over the part of the window inside the image; separable."""
-    size = 2 * radius + 1
-    stack = functional.avg_pool2d(images[None], (1, size), 1, (0, radius), count_include_pad=False)
-    return functional.avg_pool2d(stack, (size, 1), 1, (radius, 0), count_include_pad=False)[0]
+    """Box means over the part of the window inside the image."""
+    import cv2
+
+    height, width = images.shape[1:]
+    rows, columns = (
+        (torch.arange(n).clamp(max=radius) + torch.arange(n).flip(0).clamp(max=radius) + 1.0)
+        for n in (height, width)
+    )
+    size, zero = (2 * radius + 1, 2 * radius + 1), cv2.BORDER_CONSTANT
+    sums = [cv2.boxFilter(i.numpy(), -1, size, normalize=False, borderType=zero) for i in images]
+    return torch.from_numpy(np.stack(sums)) / (rows[:, None] * columns)

@@ -25,6 +25,7 @@ from faithfusion_studio.repair.base import (
     RepairerInfo,
     WarpFeatures,
 )
+from faithfusion_studio.repair.belief import BeliefConfig, warp_belief
 from faithfusion_studio.repair.depth_repair import smooth_planes, window_mean
 from faithfusion_studio.repair.far_depth import FarConfig, far_factor
 from faithfusion_studio.repair.warping import (
@@ -78,10 +79,8 @@ class ReprojectionConfig:
     """Summed weight above which a pixel counts as seen."""
     evidence_radius: int = 4
     """The repair fades where few pixels within this radius were seen, pixels."""
-    agreement_radius: int = 2
-    """Radius over which the references' disagreement is averaged before it counts, pixels."""
-    fade_variance: float = 0.005
-    """Colour variance among references at which the repair has faded to 1/e of itself."""
+    belief: BeliefConfig = BeliefConfig()
+    """How far the fused colours are believed against the render."""
     sharpness: float = 2.0
     """Exponent on the weights; above 1 the best reference dominates and textures stay sharp."""
 
@@ -132,7 +131,7 @@ class ReprojectionRepairer:
                 batch.alphas[t],
                 self.config,
             )
-            yield self._frame(batch.renders[t], features)
+            yield self._frame(batch, t, features)
 
     def _prepare(self, reference: Reference) -> Prepared:
         """A reference ready for lookups, kept for as long as the caller keeps the reference."""
@@ -141,15 +140,16 @@ class ReprojectionRepairer:
             prepared = self._prepared[reference] = prepare(reference, self.config)
         return prepared
 
-    def _frame(self, render: Tensor, features: WarpFeatures) -> FrameRepair:
-        """Fused colours as far as the references agree about them, else the render."""
-        config = self.config
+    def _frame(self, batch: RepairBatch, t: int, features: WarpFeatures) -> FrameRepair:
+        """Fused colours as far as they are believed against the render, else the render."""
+        config, render = self.config, batch.renders[t]
         seen = features.weight > config.covered_weight
         share = window_mean(seen.to(torch.float32)[None], config.evidence_radius)[0]
         seen &= share > 0.5  # single pixels in the middle of nothing look like dust
-        variance = window_mean(features.variance[None], config.agreement_radius)[0]
-        believed = torch.exp(-variance / config.fade_variance) * share**2
-        confidence = torch.where(seen, believed, torch.zeros_like(believed))
+        belief = warp_belief(
+            features, render, batch.depths[t], batch.calibrated_eig[t], config.belief
+        )
+        confidence = torch.where(seen, belief * share**2, torch.zeros_like(belief))
         rgb = torch.lerp(render, features.fused, confidence[..., None]).clamp(0, 1)
         provenance = seen.to(torch.uint8) * int(PixelProvenance.REPROJECTED)
         depth = torch.where(features.depth < 0.5 * SKY_DEPTH, features.depth, 0.0)
