@@ -37,11 +37,13 @@ class BenchConfig:
     sizes: tuple[tuple[int, int], ...] = ()
     """scale: widths and heights, at `gaussians`."""
     seconds: float = 8.0
-    """view: how long the camera moves, without and with fusion each. train: budget of each race."""
+    """view: how long the camera moves, without and with fusion each. train: how long each races."""
+    recorded: tuple[int, int] = (1242, 376)
+    """view: width and height of the recorded frames; fusion trains at half of that."""
     peer: str | None = None
     """train: the program OpenSplat, run beside our trainer."""
     capture: str | None = None
-    """train: a COLMAP folder both train on; None generates one."""
+    """train: the recording both train on; None generates one."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Report:
     The JSON object has, at its top level: "topic"; every key of `figures.FIGURES[topic]` with a number,
     a text or null; "targets" (one entry per figure that has one: figure, value, goal, floor, verdict,
     protocol); "rows" (name, ms = median, min_ms, max_ms, cpu_ms = median over
-    all threads, runs); "counts"; "table" (topic scale: n,
-    pixels, ms, bytes, what; topic train: peer curves) ; "config"; "machine"; "versions"; "protocol"; "notes".
+    all threads, runs); "counts"; "table" (topic scale: what, n, pixels,
+    width, height, ms, bytes; topic train with a peer: who, seconds, steps, gaussians, psnr_holdout); "config"; "machine"; "versions"; "protocol"; "notes".
     """
 
     topic: str
@@ -63,6 +65,8 @@ class Report:
     """What was measured: visible Gaussians and the like."""
     table: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    protocol: str = PROTOCOL
+    """How it was measured."""
 
     def __post_init__(self) -> None:
         assert set(self.figures) == set(FIGURES[self.topic]), "the keys of a topic are fixed"
@@ -85,7 +89,7 @@ class Report:
                     "ms": r.median,
                     "min_ms": min(r.ms),
                     "max_ms": max(r.ms),
-                    "cpu_ms": statistics.median(r.cpu_ms),
+                    "cpu_ms": statistics.median(r.cpu_ms) if r.cpu_ms else None,
                     "runs": len(r.ms),
                 }
                 for r in self.rows
@@ -95,7 +99,7 @@ class Report:
             "config": asdict(self.config),
             "machine": machine(),
             "versions": versions(),
-            "protocol": PROTOCOL,
+            "protocol": self.protocol,
             "notes": list(self.notes),
         }
 
@@ -123,7 +127,7 @@ class Report:
             ]
             lines += [
                 f"| {r.name} | {r.median:.1f} | {min(r.ms):.1f} | {max(r.ms):.1f} "
-                f"| {statistics.median(r.cpu_ms):.1f} | {len(r.ms)} |"
+                f"| {f'{statistics.median(r.cpu_ms):.1f}' if r.cpu_ms else '-'} | {len(r.ms)} |"
                 for r in self.rows
             ]
         if self.table:
@@ -135,7 +139,7 @@ class Report:
         lines += ["", *(f"- {note}" for note in self.notes)]
         stated = {**machine(), **versions()}
         lines += [f"Machine: {', '.join(f'{k} {v}' for k, v in stated.items())}."]
-        return "\n".join([*lines, f"Protocol: {PROTOCOL}"])
+        return "\n".join([*lines, f"Protocol: {self.protocol}"])
 
     def write(self, folder: Path) -> list[Path]:
         """Write bench_TOPIC.json, .md and .png; returns the three paths."""

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from faithfusion_studio.cameras import Camera
+from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians, Provenance
-from faithfusion_studio.scene import ConstantSky, Scene, pixel_directions
+from faithfusion_studio.render.views import render_view
+from faithfusion_studio.scene import Capture, ConstantSky, PosedImage, Scene, pixel_directions
 from faithfusion_studio.transforms import look_at, rgb_to_sh0
 
 SHARES = {"ground": 0.3, "facades": 0.35, "boxes": 0.1, "clutter": 0.15, "dome": 0.1}
@@ -98,3 +99,25 @@ def road_depth(camera: Camera) -> Float32[Tensor, "H W"]:
     sideways = camera.position[1].to(rays) + distance * rays[..., 1]
     on_road = (rays[..., 2] < 0) & (sideways.abs() < 9) & (distance < 80)
     return torch.where(on_road, distance * (rays @ forward), torch.zeros_like(distance))
+
+
+def street_recording(scene: Scene, frames: int, size: tuple[int, int]) -> Capture:
+    """A drive through a scene, 1 m between frames, recorded as JPEG by its own renderer.
+
+    Args:
+        scene: The street.
+        frames: How many.
+        size: Width and height, pixels.
+    """
+    from faithfusion_studio.synthetic.recording import encode_jpeg
+
+    images = []
+    for index in range(frames):
+        camera = bench_camera(size)
+        pose = camera.camtoworld.clone()
+        pose[0, 3] += float(index)
+        camera = camera.moved(pose, time=index / 10)
+        picture = render_view(scene, camera).rgb.numpy()
+        images.append(PosedImage(camera, encode_jpeg(picture, 95), f"{index:06d}"))
+    trajectory = trajectory_from_cameras([image.camera for image in images])
+    return Capture(tuple(images), trajectory, source="generated street of ff-studio bench")

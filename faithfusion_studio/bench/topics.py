@@ -22,8 +22,30 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
     ),
     "train": (
         "training.run_train",
-        BenchConfig(200_000, (621, 188), repeats=30),
-        BenchConfig(200_000, (621, 188), repeats=10),
+        BenchConfig(200_000, (621, 188), repeats=30, seconds=240.0),
+        BenchConfig(200_000, (621, 188), repeats=10, seconds=10.0),
+    ),
+    "view": (
+        "interaction.run_view",
+        BenchConfig(200_000, (1280, 720), repeats=1, seconds=20.0),
+        BenchConfig(60_000, (1280, 720), repeats=1, seconds=5.0),
+    ),
+    "scale": (
+        "scaling.run_scale",
+        BenchConfig(
+            500_000,
+            (640, 360),
+            repeats=7,
+            counts=(50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 4_000_000),
+            sizes=((320, 180), (640, 360), (960, 540), (1280, 720), (1920, 1280)),
+        ),
+        BenchConfig(
+            100_000,
+            (640, 360),
+            repeats=3,
+            counts=(50_000, 100_000, 200_000, 400_000),
+            sizes=((320, 180), (640, 360), (1280, 720)),
+        ),
     ),
 }
 """Where each topic is run, its full size, and its size with --quick."""

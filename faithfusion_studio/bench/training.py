@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 
-from faithfusion_studio.bench.measuring import interleave
+from faithfusion_studio.bench.measuring import PROTOCOL, interleave
 from faithfusion_studio.bench.rendering import bench_like
 from faithfusion_studio.bench.report import BenchConfig, Report
 from faithfusion_studio.bench.street import bench_camera, bench_scene, road_depth
@@ -27,26 +30,48 @@ STEP = "training step"
 
 def run_train(config: BenchConfig) -> Report:
     """Training steps on the generated street; with `config.peer` also a race on a recording."""
-    step = street_trainer(config)
+    scene = bench_scene(config.gaussians, config.seed)
+    step = street_trainer(scene, config.size, config.threads)
     t = interleave({STEP: step}, config.repeats)
-    figures = {
-        "step_ms": t[STEP].median,
-        "steps_per_s": 1000 / t[STEP].median,
-        "peer": None,
-        "peer_steps_per_s": None,
-        "ratio": None,
+    ours = 1000 / t[STEP].median
+    figures = {"step_ms": t[STEP].median, "steps_per_s": ours}
+    if config.peer is None:
+        nothing = dict.fromkeys(("peer", "peer_steps_per_s", "ratio"))
+        return Report("train", config, {**figures, **nothing}, t.rows)
+    from faithfusion_studio.bench.peer import PROTOCOL as RACE_PROTOCOL
+    from faithfusion_studio.bench.peer import race
+
+    found = race(config)
+    figures |= {
+        "steps_per_s": found.steps_per_s,
+        "peer": Path(config.peer).name,
+        "peer_steps_per_s": found.peer_steps_per_s,
+        "ratio": found.steps_per_s / found.peer_steps_per_s,
     }
-    return Report("train", config, figures, t.rows)
+    counts = {"frames": float(found.frames), "points": float(found.points)}
+    return Report(
+        "train",
+        config,
+        figures,
+        t.rows,
+        counts,
+        found.table(),
+        protocol=f"{PROTOCOL} The race: {RACE_PROTOCOL}",
+    )
 
 
-def street_trainer(config: BenchConfig):
+def street_trainer(scene: Scene, size: tuple[int, int], threads: int) -> Callable[[], None]:
     """A call that does one whole training step on the generated street.
 
     A step is what reconstruction does per step: the losses on colour, structure, depth at recorded
     points, the road, planes, sky and shapes; sky and exposure learned too; statistics for growing.
+
+    Args:
+        scene: From `bench_scene`.
+        size: Width and height of the training views, pixels.
+        threads: Of the core.
     """
-    scene = bench_scene(config.gaussians, config.seed)
-    cameras = [_moved(bench_camera(config.size), 3.0 * i) for i in range(VIEWS)]
+    cameras = [_moved(bench_camera(size), 3.0 * i) for i in range(VIEWS)]
     views = [_training_view(scene, camera, index) for index, camera in enumerate(cameras)]
     start = Scene(
         scene.background,
@@ -54,13 +79,13 @@ def street_trainer(config: BenchConfig):
         exposures=torch.eye(3, 4).repeat(VIEWS, 1, 1),
     )
     learner = Learner(start, LearningRates(), LossWeights(), extent=EXTENT)
-    densify = GradientDensify(extent=EXTENT, max_gaussians=config.gaussians)
-    state = initial_state(config.gaussians)
+    densify = GradientDensify(extent=EXTENT, max_gaussians=scene.num_gaussians)
+    state = initial_state(scene.num_gaussians)
     done = 0
 
     def step() -> None:
         nonlocal done
-        with thread_limit(config.threads):
+        with thread_limit(threads):
             _, meta = learner.step(views[done % VIEWS], 1)
             densify.observe(meta, state)
         done += 1

@@ -186,7 +186,7 @@ class Convert(Command):
 class Bench(Command):
     """Measure speed, interleaved in one run, against goals and floors; a missed floor is said."""
 
-    topic: Positional[Literal["raster", "eig", "train"]]
+    topic: Positional[Literal["raster", "eig", "train", "view", "scale"]]
     quick: bool = False
     """A smaller run of less than 45 s on 2 cores."""
     gaussians: int | None = None
@@ -195,6 +195,12 @@ class Bench(Command):
     """Picture size WxH, pixels; that of the topic when not given."""
     repeats: int | None = None
     """Alternating runs of everything that is compared; that of the topic when not given."""
+    peer: str | None = None
+    """train: the program OpenSplat, run beside our trainer on the same frames."""
+    capture: Path | None = None
+    """train: the recording of that race, with 3D points; a generated one when not given."""
+    seconds: float | None = None
+    """train: how long each side of the race runs. view: how long the camera moves."""
     out: Path | None = None
     """Folder for the report as JSON, Markdown and a plot."""
     seed: int = 0

@@ -98,6 +98,9 @@ def bench(args: a.Bench) -> Result:
         size=parse_size(args.size),
         repeats=args.repeats,
         seed=args.seed,
+        seconds=args.seconds,
+        peer=args.peer,
+        capture=None if args.capture is None else str(args.capture),
     )
     folder = None if args.out is None else output_folder(args.out)
     report = run_bench(args.topic, config)
