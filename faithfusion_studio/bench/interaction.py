@@ -25,7 +25,7 @@ from faithfusion_studio.bench.browser import (
     pictures,
     running_studio,
 )
-from faithfusion_studio.bench.measuring import Timing
+from faithfusion_studio.bench.measuring import Timing, torch_threads
 from faithfusion_studio.bench.report import BenchConfig, BenchError, Report
 from faithfusion_studio.bench.street import bench_scene, street_recording
 from faithfusion_studio.cameras import Camera
@@ -52,8 +52,9 @@ FRAMES = 12
 SEGMENT, OFFSET = (4, 7), 3.0
 """Frames repaired and distilled, and how far beside the path, m."""
 WARM_UP = 2.0
-"""Moving before anything is counted, s: the studio first learns what fits its time budget."""
-TAIL = 1.5
+"""Moving before anything is counted, s, at most half of what counts: the studio first learns what fits
+its time budget."""
+TAIL = 1.0
 """After the last move, s: so long a picture of the last cameras is waited for."""
 PATIENCE = 300.0
 """For repair and the start of fusion, s."""
@@ -63,7 +64,11 @@ SURE = 0.7
 
 def run_view(config: BenchConfig) -> Report:
     """Latency and pictures a second while the camera moves, without and with fusion."""
-    scene = recorded_street(config)
+    with torch_threads(1):
+        return _measured(recorded_street(config), config)
+
+
+def _measured(scene: Scene, config: BenchConfig) -> Report:
     assert scene.capture is not None
     start = scene.capture.trajectory.cameras[0]
     fov = 2 * math.atan(0.5 * start.height / float(start.K[1, 1]))
@@ -209,10 +214,11 @@ class Drag:
 
     def run(self, seconds: float) -> Drag:
         """Move for the warm-up and `seconds` more; only the latter count."""
-        sent, arrivals = self._move(WARM_UP + seconds)
+        warm_up = min(WARM_UP, seconds / 2)
+        sent, arrivals = self._move(warm_up + seconds)
         for arrival in arrivals:
             self._page.take(arrival)
-        begin, end = sent[0] + WARM_UP, sent[-1]
+        begin, end = sent[0] + warm_up, sent[-1]
         drawn = [(at, self._drawn_from(at, data, sent)) for at, data in pictures(arrivals)]
         moving = [(at, index) for at, index in drawn if begin <= at <= end]
         shown = [(at, index) for at, index in drawn if index is not None and at >= begin]

@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def interleave(
                 wall[name].append(1000 * (time.perf_counter() - started))
                 cpu[name].append(1000 * (time.process_time() - worked))
     return Timings(tuple(Timing(name, tuple(wall[name]), tuple(cpu[name])) for name in calls))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, torch's own operations use so many threads; its pool suffers where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine() -> dict[str, Any]:

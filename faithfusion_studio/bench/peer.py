@@ -86,12 +86,12 @@ def race(config: BenchConfig) -> Race:
     if capture.points is None:
         raise BenchError("bench: this recording has no 3D points, which the peer starts from.")
     points = len(capture.points.xyz)
-    ours, rate = _run_ours(capture, points, config.seconds)
     training = [i for i in range(len(capture)) if i not in set(_holdout(capture))]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "recording"
         write_colmap(capture, training, data)
         first = _run_peer(program, data, 10**6, 10**6, FIRST_STEPS * config.seconds)
+        ours, rate = _run_ours(capture, points, config.seconds)
         steps = max(2 * MARKS, round(first.steps_per_s * config.seconds))
         found = _run_peer(program, data, steps, max(1, steps // MARKS), 2 * config.seconds)
         theirs = [_peer_mark(capture, found, path) for path in found.saved]

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from faithfusion_studio.bench.measuring import torch_threads
 from faithfusion_studio.render.rasterization import RasterizationMeta
 
 TILE = 16
@@ -28,9 +29,7 @@ def torch_blend(meta: RasterizationMeta) -> tuple[Float[Tensor, "H W 3"], int]:
     color = screen.colors[0, order, :3]
     low, high = centre - radius, centre + radius
     out, pairs = torch.zeros(meta.height, meta.width, 3), 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         for y in range(0, meta.height, TILE):
             rows = (high[:, 1] > y) & (low[:, 1] < y + TILE)
             band = rows.nonzero()[:, 0]
@@ -43,8 +42,6 @@ def torch_blend(meta: RasterizationMeta) -> tuple[Float[Tensor, "H W 3"], int]:
                     )
                     tile += torch.einsum("nhw,nc->hwc", weight, color[here])
                     pairs += int(alpha.count_nonzero())
-    finally:
-        torch.set_num_threads(threads)
     return out, pairs
 
 

@@ -132,7 +132,7 @@ def test_a_picture_that_shows_none_of_the_poses_is_not_counted(monkeypatch):
 
 
 def test_the_studio_is_measured_from_outside_with_and_without_fusion():
-    config = BenchConfig(2500, (320, 180), repeats=1, seconds=1.5, recorded=(310, 94))
+    config = BenchConfig(2500, (320, 180), repeats=1, seconds=1.2, recorded=(310, 94))
     report = run_bench("view", config)
     assert all(isinstance(v, float) and 0 < v < math.inf for v in report.figures.values())
     assert report.figures["p50_ms"] <= report.figures["p95_ms"] <= report.figures["p95_wait_ms"]

@@ -121,7 +121,7 @@ def test_both_trainers_run_on_the_same_frames(tmp_path, recording):
     splats = tmp_path / "splats.ply"
     save_scene(tiny_world(), splats)
     program = _program(tmp_path, f"SPLATS = {str(splats)!r}\n{PEER}")
-    config = BenchConfig(300, (48, 32), 1, seconds=2.0, peer=program, capture=str(recording))
+    config = BenchConfig(300, (48, 32), 1, seconds=4.0, peer=program, capture=str(recording))
     report = run_bench("train", config)
     figures = report.figures
     assert figures["peer"] == "splatter"
