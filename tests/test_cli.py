@@ -557,3 +557,20 @@ def test_asking_for_cuda_without_it_is_one_sentence_and_the_cpu(scene_path, tmp_
     assert json.loads(captured.out)["device"].startswith("CPU")
     assert captured.err.count("the CPU is used.") == 1
     assert len(names(tmp_path / "out")) == 2
+
+
+WAITING = """
+import os, sys
+from faithfusion_studio import cli
+cli.main(["--version"])
+print("torch" in sys.modules, os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize("asked", [None, "active"])
+def test_threads_of_pytorch_do_not_spin_unless_asked_to(run_python, asked):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if asked:
+        environment["OMP_WAIT_POLICY"] = asked
+    result = run_python("-c", WAITING, env=environment)
+    assert result.stdout.split()[-2:] == ["False", asked or "passive"], result.stderr

@@ -40,8 +40,9 @@ def run_raster(config: BenchConfig) -> Report:
 
     t = interleave(
         {
-            f"frame, {names[0]}": lambda: frame(n),
+            # The frame of all threads comes right before their blend pass, as in life: threads that slept start late.
             f"frame, {names[1]}": lambda: frame(1),
+            f"frame, {names[0]}": lambda: frame(n),
             f"blend pass, {names[0]}": blend_call(meta, scene.background.sh, n),
             f"blend pass, {names[1]}": blend_call(meta, scene.background.sh, 1),
             f"finished view, {names[0]}": view,

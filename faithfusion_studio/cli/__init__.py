@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     as_json = "--json" in arguments
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # PyTorch reads this when it is imported. Its idle threads would else spin for milliseconds after every operation
+    # and keep the core's threads, and the viewer's, from the processors.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with terminable():
             return _run(with_default_command(arguments))

@@ -76,10 +76,7 @@ static int project_chunk(Frame& f, int64_t chunk) {
         if (cam.antialiased) opacity = opacity * sqrt(max(F(0.0f), det0 / det));
         ok = ok & (det > F(0.0f)) & (det < F(FLT_MAX)) & (opacity >= F(kAlphaMin));
         F mx = fma(F(cam.fx), g.t[0] * g.rz, F(cam.cx)), my = fma(F(cam.fy), g.t[1] * g.rz, F(cam.cy));
-        alignas(64) float opacities[16], log2o[16];
-        store(opacities, opacity);
-        for (int l = 0; l < 16; l++) log2o[l] = std::log2(opacities[l]);
-        F lo = load(log2o);
+        F lo = log2(max(opacity, F(kAlphaMin)));
         // extent^2 = 2 ln(255 opacity): where d.conic.d reaches it, alpha is 1/255.
         F extent2 = max(F(2.0f / kLog2E) * (lo - F(kLog2AlphaMin)), F(0.0f));
         F extent = min(F(3.33f), sqrt(extent2));
@@ -99,22 +96,17 @@ static int project_chunk(Frame& f, int64_t chunk) {
         F rdet = F(1.0f) / det, half(0.5f * kLog2E);
         F e = fma(extent2, F(1.002f), F(1e-3f)), rsyy = F(1.0f) / syy;
         F width2 = e * det * rsyy;
-        alignas(64) float out[16][16];
-        store(out[0], mx); store(out[1], my);
-        store(out[2], syy * rdet * half); store(out[3], -sxy * rdet * half); store(out[4], sxx * rdet * half);
-        store(out[5], lo); store(out[6], opacity); store(out[7], g.t[2]);
-        for (int k = 0; k < 3; k++) store(out[8 + k], color[k]);
-        store(out[11], F(0.0f));
-        store(out[12], sxy * rsyy); store(out[13], width2); store(out[14], det * rsyy * rsyy);
-        store(out[15], sxy * sqrt(e / sxx));
+        F fields[16] = {mx, my, syy * rdet * half, -sxy * rdet * half, sxx * rdet * half, lo, opacity, g.t[2],   // a Record
+                        color[0], color[1], color[2], F(0.0f),
+                        sxy * rsyy, width2, det * rsyy * rsyy, sxy * sqrt(e / sxx)};
+        transpose16(fields);
         alignas(64) float r[2][16], box[4][16];
         store(r[0], min(rx, F(1e9f))); store(r[1], min(ry, F(1e9f)));
         tile_range(my, sqrt(e * syy), (float)cam.height, box[0], box[1]);
         tile_range(mx, sqrt(e * sxx), (float)cam.width, box[2], box[3]);
         for (; mask; mask &= mask - 1) {
             int l = __builtin_ctz(mask);
-            float* record = (float*)(records + kept);
-            for (int k = 0; k < 16; k++) record[k] = out[k][l];
+            store((float*)(records + kept), fields[l]);
             gaussians[kept] = (int32_t)(base + l);
             boxes[kept] = {(int16_t)box[0][l], (int16_t)box[1][l], (int16_t)box[2][l], (int16_t)box[3][l]};
             if (box[3][l] < box[2][l]) boxes[kept].last_row = -1;
