@@ -39,7 +39,6 @@ static FF_INLINE Sight step(const Record& r, float position, F px, F py, F stop,
     M valid = seen.valid & (F(position) < stop);
     F alpha = keep(valid, min(exp2(seen.exponent), F(kAlphaMax)));
     s.t = s.t * reciprocal(F(1.0f) - alpha);
-    M free = seen.exponent <= F(kLog2AlphaMax);
     Sight out;
     out.w = alpha * s.t;
     out.hx = seen.hx;
@@ -47,7 +46,11 @@ static FF_INLINE Sight step(const Record& r, float position, F px, F py, F stop,
     for (int k = 0; k < 3; k++) {
         F difference = F(r.color[k]) - s.color[k];
         s.color[k] = fma(alpha, difference, s.color[k]);
-        out.gamma[k] = keep(free, difference);
+        out.gamma[k] = difference;
+    }
+    if (r.log2_opacity > kLog2AlphaMax) {   // else alpha is clamped nowhere
+        M free = seen.exponent <= F(kLog2AlphaMax);
+        for (int k = 0; k < 3; k++) out.gamma[k] = keep(free, out.gamma[k]);
     }
     return out;
 }
@@ -171,18 +174,19 @@ static FF_INLINE void add_gain(const Sight& s, const float* c, F g[6]) {
         }
 }
 
+static FF_INLINE F linear_trace(const float* c, int channel, F x, F y) {
+    const float* q = c + kTraceLinear + 5 * channel;
+    return fma(fma(F(q[2]), x, fma(F(q[3]), y, F(q[0]))), x, fma(F(q[4]), y, F(q[1])) * y);
+}
+
 static FF_INLINE void add_trace(const Sight& s, const float* c, F g[1]) {
     F x = s.hx, y = s.hy;
     F q3 = fma(F(c[9]), y, F(c[4])), q2 = fma(fma(F(c[10]), y, F(c[5])), y, F(c[1]));
     F q1 = fma(fma(F(c[11]), y, F(c[6])), y, F(c[2])) * y;
     F q0 = fma(fma(fma(F(c[12]), y, F(c[7])), y, F(c[3])) * y, y, F(c[0]));
     F quartic = fma(fma(fma(fma(F(c[8]), x, q3), x, q2), x, q1), x, q0);
-    F total = fma(fma(s.gamma[0], s.gamma[0], fma(s.gamma[1], s.gamma[1], s.gamma[2] * s.gamma[2])), quartic, F(c[kTraceConstant]));
-    for (int k = 0; k < 3; k++) {
-        const float* q = c + kTraceLinear + 5 * k;
-        F linear = fma(fma(F(q[2]), x, fma(F(q[3]), y, F(q[0]))), x, fma(F(q[4]), y, F(q[1])) * y);
-        total = fma(s.gamma[k], linear, total);
-    }
+    F total = fma(s.gamma[0], fma(s.gamma[0], quartic, linear_trace(c, 0, x, y)), F(c[kTraceConstant]));
+    for (int k = 1; k < 3; k++) total = fma(s.gamma[k], fma(s.gamma[k], quartic, linear_trace(c, k, x, y)), total);
     g[0] = fma(s.w * s.w, total, g[0]);
 }
 
@@ -196,7 +200,8 @@ static FF_INLINE uint32_t touched_by(const uint32_t* masks) {
 // would wait for each other.
 class Upcoming {
 public:
-    FF_INLINE Upcoming(const Tile& tile, const float* rows, int width) : tile_(tile), rows_(rows), width_(width) { start(tile.batches); }
+    FF_INLINE Upcoming(const Frame& f, const Tile& tile, const float* rows, int width)
+        : tile_(tile), records_(f.records.as<Record>()), rows_(rows), width_(width) { start(tile.batches); }
     FF_INLINE void start(int64_t batch) {
         todo_ = 0;
         while (!todo_ && --batch >= 0) todo_ = touched_by(tile_.contributed + batch * 16);
@@ -206,16 +211,26 @@ public:
         for (; todo_ && count; count--, todo_ &= todo_ - 1) {
             const float* row = rows_ + (int64_t)slots_[__builtin_ctz(todo_)] * width_;
             for (int k = 0; k < width_; k += 16) __builtin_prefetch(row + k);
+            __builtin_prefetch(records_ + slots_[__builtin_ctz(todo_)]);
         }
     }
 
 private:
     const Tile& tile_;
+    const Record* records_;
     const float* rows_;
     const int width_;
     const uint32_t* slots_;
     uint32_t todo_;
 };
+
+static FF_INLINE void load_touched(const Frame& f, const Tile& t, int64_t batch, uint32_t touched, Record* out) {
+    const Record* records = f.records.as<Record>();
+    for (const uint32_t* slots = t.entries + batch * kBatch; touched; touched &= touched - 1) {
+        const int j = __builtin_ctz(touched);
+        out[j] = records[slots[j]];
+    }
+}
 
 template <bool TRACE>
 static void evaluate_tile(const Frame& f, int64_t index, Backdrop background, const float* rows, float* out) {
@@ -226,13 +241,14 @@ static void evaluate_tile(const Frame& f, int64_t index, Backdrop background, co
     start(f, tile, background, state, stop);
     for (int b = 0; b < 16; b++)
         for (int k = 0; k < kOut; k++) g[b][k] = F(0.0f);
-    Upcoming upcoming(tile, rows, kWidth);
+    Upcoming upcoming(f, tile, rows, kWidth);
     upcoming.fetch(kBatch);
     for (int64_t batch = tile.batches - 1; batch >= 0; batch--) {
         const uint32_t* masks = tile.contributed + batch * 16;
-        if (!touched_by(masks)) continue;
+        const uint32_t touched = touched_by(masks);
+        if (!touched) continue;
         alignas(64) Record records[kBatch];
-        load_batch(f, tile, batch, true, records);
+        load_touched(f, tile, batch, touched, records);
         const uint32_t* slots = tile.entries + batch * kBatch;
         upcoming.start(batch);
         for (int b = 0; b < 16; b++) {
