@@ -17,6 +17,7 @@ _HOMES = {
     "predicted_std": "eig",
     "Calibration": "calibration",
     "Regions": "regions",
+    "smoothed_value": "regions",
     "split_regions": "regions",
 }
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "follow_topology",
     "predicted_std",
     "recorded_fisher",
+    "smoothed_value",
     "split_regions",
 ]
 

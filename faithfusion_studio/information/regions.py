@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from faithfusion_studio.information.eig import EigMap
@@ -34,19 +34,23 @@ def split_regions(eig: EigMap, threshold: float) -> Regions:
         eig: From `eig_map`.
         threshold: Calibrated value in [0, 1] from which a pixel is under-constrained.
     """
-    import cv2
-
-    value = torch.where(eig.coverage, eig.calibrated, torch.ones_like(eig.calibrated))
-    width = SMOOTHING * value.shape[1]
-    smooth = cv2.GaussianBlur(
-        value.cpu().numpy(), (0, 0), max(width, 0.3), borderType=cv2.BORDER_REPLICATE
-    )
+    smooth = smoothed_value(eig).cpu().numpy()
     mask = (smooth >= threshold) | ~eig.coverage.cpu().numpy()
     least = max(2, round(SMALLEST * mask.size))
     mask = _without_small(mask, least)
     mask = ~_without_small(~mask, least)
     ucr = torch.from_numpy(mask).to(eig.eig.device) | ~eig.coverage
     return Regions(ucr, ~ucr)
+
+
+def smoothed_value(eig: EigMap) -> Float32[Tensor, "H W"]:
+    """The value in [0, 1] that is compared with the threshold: calibrated EIG, smoothed; 1 if uncovered."""
+    import cv2
+
+    value = torch.where(eig.coverage, eig.calibrated, torch.ones_like(eig.calibrated))
+    width = max(SMOOTHING * value.shape[1], 0.3)
+    smooth = cv2.GaussianBlur(value.cpu().numpy(), (0, 0), width, borderType=cv2.BORDER_REPLICATE)
+    return torch.from_numpy(smooth).to(value.device)
 
 
 def _without_small(mask: np.ndarray, least: int) -> np.ndarray:

@@ -302,8 +302,8 @@ def _missing_panel(gui: Any, _session: Any, _view: View) -> Callable[[Any], None
 
 
 def _overlay(card: str) -> str:
-    """The legend lies on the picture, not in the dock."""
+    """The legend lies on the picture beside the dock; notifications come up on the other side."""
     return (
-        '<div style="position:fixed;left:12px;top:12px;max-width:380px;pointer-events:none;'
+        f'<div style="position:fixed;right:{DOCK_WIDTH + 12}px;top:12px;max-width:380px;pointer-events:none;'
         f'z-index:5;">{card}</div>'
     )

@@ -152,5 +152,5 @@ def _rows(rows: list[tuple[str, str]]) -> str:
     )
     return (
         '<div style="display:grid;grid-template-columns:max-content 1fr;gap:1px 18px;'
-        f'padding:0 12px;font-size:12.5px;line-height:1.5;">{items}</div>'
+        f'padding:0 12px 10px;font-size:12.5px;line-height:1.5;">{items}</div>'
     )

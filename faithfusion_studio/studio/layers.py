@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from faithfusion_studio.cameras import Camera
+from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.render.views import (
     RasterizedView,
     ViewOptions,
@@ -40,6 +40,8 @@ UCR_COLOR = (0.95, 0.16, 0.16)
 BAND_COLOR = (1.0, 0.72, 0.10)
 GENERATED_COLOR = (1.0, 0.15, 0.85)
 HISTOGRAM_BINS = 64
+_SHARED = ("view", "eig_view")
+"""What layers in different forms of EIG have in common."""
 
 
 @lru_cache(maxsize=8)
@@ -77,8 +79,8 @@ class ViewLayers:
         if eig_form == self.eig_form:
             return self
         other = ViewLayers(self.scene, self.camera, eig_form, depth=self._options.depth)
-        if "view" in self.__dict__:
-            other.__dict__["view"] = self.view
+        kept = {name: self.__dict__[name] for name in _SHARED if name in self.__dict__}
+        other.__dict__.update(kept)
         return other
 
     def ready(self, state: ViewState) -> bool:
@@ -97,14 +99,45 @@ class ViewLayers:
         return self.view.rgb.detach().clamp(0, 1)
 
     @cached_property
+    def eig_view(self) -> tuple[Camera, RasterizedView]:
+        """Where EIG is evaluated: this view, with pixels no smaller than the recorded ones.
+
+        EIG is what one recorded pixel would tell; smaller ones see finer detail, of which less is known.
+        So a larger window would seem less known than what is repaired.
+        """
+        scale = recorded_focal(self.scene) / float(self.camera.K[1, 1])
+        if not 0 < scale < 0.95:
+            return self.camera, self.view
+        camera = self.camera.scaled(scale)
+        with torch.no_grad():
+            return camera, rasterize_view(self.scene, camera, ViewOptions(depth=False))
+
+    @cached_property
     def eig(self) -> EigMap:
-        """Pixel-wise expected information gain."""
+        """Pixel-wise expected information gain, on the grid of `eig_view`."""
         from faithfusion_studio.information.eig import eig_map
 
-        view = self.view
+        camera, view = self.eig_view
         if self.superseded():
             raise Superseded
-        return eig_map(self.scene, self.camera, form=self.eig_form, view=view)
+        return eig_map(self.scene, camera, form=self.eig_form, view=view)
+
+    @cached_property
+    def certainty(self) -> Float32[Tensor, "H W"]:
+        """What the threshold is compared with, on the grid of `eig_view`: see `smoothed_value`."""
+        from faithfusion_studio.information.regions import smoothed_value
+
+        return smoothed_value(self.eig)
+
+    def _on_screen(self, values: Float32[Tensor, "h w"]) -> Float32[Tensor, "H W"]:
+        """A map of the grid of `eig_view` on the pixels of the picture."""
+        size = (self.camera.height, self.camera.width)
+        if values.shape == size:
+            return values
+        fine = torch.nn.functional.interpolate(
+            values[None, None], size, mode="bilinear", align_corners=False
+        )
+        return fine[0, 0]
 
     @cached_property
     def eig_max(self) -> float:
@@ -123,16 +156,20 @@ class ViewLayers:
             "depth": self._depth,
             "alpha": lambda: colorize(self.view.alpha.detach(), table(PALETTES["alpha"])),
             "eig": self._nats,
-            "calibrated": lambda: colorize(self.eig.calibrated, table(PALETTES["calibrated"])),
+            "calibrated": lambda: colorize(self._calibrated, table(PALETTES["calibrated"])),
             "overlay": lambda: self._overlay(state.overlay_opacity),
             "provenance": self._provenance,
         }
         return makers.get(layer, lambda: self.rgb)()
 
+    @property
+    def _calibrated(self) -> Float32[Tensor, "H W"]:
+        return self._on_screen(self.eig.calibrated)
+
     def _nats(self) -> Float32[Tensor, "H W 3"]:
         end = math.log1p(max(self.eig_max, 1e-6) / NATS_KNEE)
         values = torch.log1p(self.eig.eig / NATS_KNEE) / end
-        return colorize(values, table(PALETTES["eig"]))
+        return colorize(self._on_screen(values), table(PALETTES["eig"]))
 
     def _depth(self) -> Float32[Tensor, "H W 3"]:
         near, far = DEPTH_RANGE
@@ -143,9 +180,8 @@ class ViewLayers:
 
     def _overlay(self, opacity: float) -> Float32[Tensor, "H W 3"]:
         """Trusted pixels keep their colour; the heat fades in with the calibrated value."""
-        value = self.eig.calibrated[..., None]
-        heat = colorize(self.eig.calibrated, table(PALETTES["calibrated"]))
-        weight = opacity * (value * 2.5).clamp(0, 1)
+        heat = colorize(self._calibrated, table(PALETTES["calibrated"]))
+        weight = opacity * (self._calibrated * 2.5).clamp(0, 1)[..., None]
         return self.rgb * (1 - weight) + heat * weight
 
     def _provenance(self) -> Float32[Tensor, "H W 3"]:
@@ -161,8 +197,8 @@ class ViewLayers:
         from faithfusion_studio.information.regions import split_regions
 
         low, tau = threshold
-        kind = (self.eig.calibrated >= low).to(torch.long)
-        kind[split_regions(self.eig, tau).ucr] = 2
+        kind = (self._on_screen(self.certainty) >= low).to(torch.long)
+        kind[self._on_screen(split_regions(self.eig, tau).ucr.to(torch.float32)) > 0.5] = 2
         weight = torch.tensor([0.0, 0.22, 0.42], device=image.device)
         colors = torch.tensor([[0.0] * 3, BAND_COLOR, UCR_COLOR], device=image.device)
         tint = weight[:, None] * colors
@@ -170,8 +206,8 @@ class ViewLayers:
 
     @cached_property
     def histogram(self) -> tuple[float, ...]:
-        """Share of pixels per bin of calibrated EIG; uncovered pixels count as 1."""
-        values = torch.where(self.eig.coverage, self.eig.calibrated, 1.0)
+        """Share of pixels per bin of what the threshold is compared with; uncovered ones count as 1."""
+        values = torch.where(self.eig.coverage, self.certainty, 1.0)
         counts = torch.histc(values.clamp(0, 1), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
         return tuple((counts / max(values.numel(), 1)).tolist())
 
@@ -184,8 +220,9 @@ class ViewLayers:
         where = f"depth {depth:.1f} m" if alpha > 0.1 else "nothing here but sky"
         words = [where, f"opacity {alpha:.2f}"]
         if self.scene.fisher is not None:
-            nats = float(self.eig.eig[row, column])
-            value = float(self.eig.calibrated[row, column])
+            height, width = self.eig.eig.shape
+            place = min(int(y * height), height - 1), min(int(x * width), width - 1)
+            nats, value = float(self.eig.eig[place]), float(self.eig.calibrated[place])
             words.insert(0, f"EIG {nats:.2f} nats ({value:.2f})")
         return " · ".join(words)
 
@@ -243,6 +280,18 @@ def frame_time(scene: Scene, frame: int) -> float:
         return 0.0
     cameras = scene.capture.trajectory.cameras
     return cameras[min(max(frame, 0), len(cameras) - 1)].time
+
+
+def recorded_focal(scene: Scene) -> float:
+    """The longest vertical focal length of the recording, pixels; 0 without one."""
+    if scene.capture is None or not scene.capture.trajectory.cameras:
+        return 0.0
+    return _longest_focal(scene.capture.trajectory)
+
+
+@lru_cache(maxsize=2)
+def _longest_focal(trajectory: Trajectory) -> float:
+    return max(float(camera.K[1, 1]) for camera in trajectory.cameras)
 
 
 def eig_scale_end(scene: Scene) -> float:

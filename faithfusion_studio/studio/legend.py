@@ -70,7 +70,7 @@ def _ticks(scale: str, eig_max: float) -> list[tuple[float, str]]:
 
 
 def legend(state: ViewState, measurement: Measurement) -> str:
-    """The card at the top left: what is shown, its scale, and the value asked for."""
+    """The card on the picture: what is shown, its scale, and the value asked for."""
     lines = [_title(state)]
     for layer in _shown_layers(state):
         lines.append(color_bar(layer, measurement.eig_max))

@@ -33,6 +33,8 @@ REST_SECONDS = 0.15
 """So long after the last movement the picture is drawn in full."""
 MEASURE_SECONDS = 0.5
 """So long after the last movement EIG is measured for the histogram, if the layer did not need it."""
+MEASURED_PIXELS = 640 * 360
+"""At most so many pixels are measured then: few enough not to keep the next movement waiting."""
 MIN_INTERVAL = 1 / 30
 """At most 30 pictures a second: browsers repaint slower when flooded."""
 COARSE_BUDGET = 0.03
@@ -287,7 +289,7 @@ class Viewport:
         )
 
     def _measure_at_rest(self, shown: _Shown, scene: Scene, resting: float) -> None:
-        """The histogram is live in every layer: while nothing else happens, EIG is drawn small."""
+        """The histogram is live in every layer: while nothing else happens, EIG is drawn unseen."""
         key = (shown.pose, shown.version, shown.state.eig_form)
         busy = self._session.state.job is not None
         if busy or resting < MEASURE_SECONDS or self._measured == key:
@@ -295,7 +297,7 @@ class Viewport:
         self._measured = key
         if not scene_has_evidence(scene):
             return
-        size = fit_size(shown.pose.width, shown.pose.height, 320 * 200)
+        size = fit_size(shown.pose.width, shown.pose.height, MEASURED_PIXELS)
         with drawing():
             layers = self._layers_of(self._cache, scene, shown, size)
             try:

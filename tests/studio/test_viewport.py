@@ -335,6 +335,31 @@ def test_layers_have_the_shape_of_the_picture(scene):
     assert torch.isfinite(generated).all()
 
 
+def test_a_sharper_screen_does_not_make_a_scene_less_known(scene):
+    """EIG is about recorded pixels: the shares are those of the repair, whatever the window."""
+    from faithfusion_studio.information import eig_map, split_regions
+    from faithfusion_studio.studio.layers import ViewLayers
+    from faithfusion_studio.studio.view_state import Measurement, ViewState
+
+    scene = replace(scene, fisher=recorded_fisher(scene, max_views=3))
+    camera = recorded_camera(4)
+    sharp = ViewLayers(scene, camera.resized(4 * WIDTH, 4 * HEIGHT), "block")
+    recorded = eig_map(scene, camera)
+    assert torch.allclose(sharp.eig.eig, recorded.eig, rtol=1e-4, atol=1e-6)
+    assert sharp.histogram == pytest.approx(ViewLayers(scene, camera, "block").histogram, abs=1e-3)
+    shown = Measurement(0.0, 0.0, (1, 1), False, histogram=sharp.histogram)
+    for tau in (0.3, 0.4, 0.6):
+        ucr = split_regions(recorded, tau).ucr.to(torch.float32).mean()
+        assert shown.share_above(tau) == pytest.approx(float(ucr), abs=0.04)
+    state = ViewState(tint=True)
+    for name in ("eig", "calibrated", "overlay"):
+        assert sharp.image(name, state).shape == (4 * HEIGHT, 4 * WIDTH, 3)
+    assert sharp.tinted(sharp.rgb, (0.2, 0.4)).shape == sharp.rgb.shape
+    assert sharp.in_form("diagonal").eig_view is sharp.eig_view
+    coarse = ViewLayers(scene, camera.resized(WIDTH // 2, HEIGHT // 2), "block")
+    assert coarse.eig.eig.shape == (HEIGHT // 2, WIDTH // 2)
+
+
 def test_a_repair_is_shown_only_where_it_changed_the_rendering(screen, viewport, session, view):
     half = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
     half[:, : WIDTH // 2] = 1

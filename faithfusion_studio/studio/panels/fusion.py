@@ -116,7 +116,7 @@ def _add_chart(gui: Any, label: str, color: str) -> Any:
         scales={"x": uplot.Scale(time=False, auto=True), "y": uplot.Scale(auto=True)},
         axes=(uplot.Axis(stroke="#c9cfda"), uplot.Axis(stroke="#c9cfda", size=58)),
         height=130,
-        padding=(14, 8, 0, 0),  # room for half of the topmost tick label
+        padding=(14, 18, 0, 0),  # room for half of the outermost tick labels
         visible=False,
     )
 
