@@ -1,0 +1,30 @@
+"""Metrics of images and of uncertainty, one implementation each."""
+
+from faithfusion_studio.metrics.images import (
+    PROTOCOL,
+    SSIM_SIGMA,
+    SSIM_WINDOW,
+    MetricError,
+    MetricReport,
+    measure,
+    psnr,
+    ssim,
+    ssim_map,
+)
+from faithfusion_studio.metrics.uncertainty import aurg, ause, block_mean, spearman
+
+__all__ = [
+    "PROTOCOL",
+    "SSIM_SIGMA",
+    "SSIM_WINDOW",
+    "MetricError",
+    "MetricReport",
+    "aurg",
+    "ause",
+    "block_mean",
+    "measure",
+    "psnr",
+    "spearman",
+    "ssim",
+    "ssim_map",
+]
