@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
 from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.render.learning import observe_rows
 from faithfusion_studio.transforms import quat_to_rotmat
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ class DensifyState:
     """Running statistics since the last change."""
 
     gradient: Float32[Tensor, "N"]
-    count: Int[Tensor, "N"]
+    """Sum of absolute image-plane gradients, per half image size."""
+    count: Int32[Tensor, "N"]
+    """Views the row was seen in."""
     radius: Float32[Tensor, "N"]
     """Largest radius on screen over the image width, since the last change."""
 
@@ -50,7 +53,7 @@ class DensifyPolicy(Protocol):
 def initial_state(count: int) -> DensifyState:
     """Statistics of nothing seen yet."""
     return DensifyState(
-        torch.zeros(count), torch.zeros(count, dtype=torch.long), torch.zeros(count)
+        torch.zeros(count), torch.zeros(count, dtype=torch.int32), torch.zeros(count)
     )
 
 
@@ -75,23 +78,21 @@ class GradientDensify:
 
     def observe(self, meta: RasterizationMeta, state: DensifyState) -> None:
         """Add the absolute gradients of the visible Gaussians of one backward pass."""
-        gradient = meta.absgrad[0].norm(dim=-1) * (0.5 * max(meta.width, meta.height))
-        visible = meta.radii[0].amin(-1) > 0
-        state.gradient += torch.where(visible, gradient, 0)
-        state.count += visible
-        share = meta.radii[0].amax(-1).to(torch.float32) / max(meta.width, meta.height)
-        state.radius = torch.maximum(state.radius, torch.where(visible, share, 0))
+        observe_rows(meta, state.gradient, state.count, state.radius)
 
     @torch.no_grad()
     def update(
         self, parameters: GaussianParameters, state: DensifyState, generator: torch.Generator
     ) -> TopologyChange | None:
-        """Grow what is pulled at hardest (within the limit), then prune."""
-        scales = parameters["log_scales"].exp()
-        largest = scales.amax(-1)
+        """Grow what is pulled at hardest (within the limit), then prune.
+
+        A Gaussian that splits leaves its row to one half and a dropped one to whatever is new, then to the
+        last rows; every other row stays where it is.
+        """
+        largest = parameters.scales.amax(-1)
         mean_gradient = state.gradient / state.count.clamp(min=1)
-        opacity = torch.sigmoid(parameters["logit_opacities"])
-        drop = (opacity < self.prune_opacity) | (largest > self.prune_scale * self.extent)
+        drop = parameters.opacities < self.prune_opacity
+        drop |= largest > self.prune_scale * self.extent
         drop |= ~torch.isfinite(parameters["means"]).all(-1)
         grow = (mean_gradient > self.gradient_threshold) & ~drop
         split_wide = (state.radius > self.split_radius) & ~drop
@@ -102,19 +103,16 @@ class GradientDensify:
         if not bool(grow.any() | drop.any()):
             return None
 
-        keep = (~drop & ~split).nonzero().squeeze(-1)
-        cloned, halves = clone.nonzero().squeeze(-1), split.nonzero().squeeze(-1).repeat(2)
-        source = torch.cat([keep, cloned, halves])
-        is_new = torch.arange(len(source)) >= len(keep)
-        means = parameters["means"].detach()[source]
-        log_scales = parameters["log_scales"].detach()[source]
-        tail = slice(len(source) - len(halves), None)
-        noise = torch.randn(len(halves), 3, generator=generator) * scales[halves]
-        means[tail] += (
-            quat_to_rotmat(parameters["quats"].detach()[halves]) @ noise[..., None]
-        ).squeeze(-1)
-        log_scales[tail] -= math.log(1.6)
-        change = TopologyChange(source, is_new)
+        splits, clones = split.nonzero().squeeze(-1), clone.nonzero().squeeze(-1)
+        change = _placed(drop, splits, torch.cat([splits, clones]))
+        born = change.source[change.is_new]
+        means, log_scales = parameters["means"][born], parameters["log_scales"][born]
+        halves = split[born]
+        noise = torch.randn(int(halves.sum()), 3, generator=generator)
+        noise = noise * parameters.scales[born[halves]]
+        rotation = quat_to_rotmat(parameters["quats"][born[halves]])
+        means[halves] += (rotation @ noise[..., None]).squeeze(-1)
+        log_scales[halves] -= math.log(1.6)
         overrides = {"means": means, "log_scales": log_scales}
         parameters.edit_rows(change, overrides, self.provenance_of_new)
         return change
@@ -128,3 +126,30 @@ class GradientDensify:
             return candidates
         index = torch.where(candidates, strength, -1.0).topk(room).indices
         return torch.zeros_like(candidates).index_fill_(0, index, True)
+
+
+def _placed(
+    drop: Bool[Tensor, "N"], replaced: Int64[Tensor, "R"], born: Int64[Tensor, "B"]
+) -> TopologyChange:
+    """Where rows go so that as few as possible move.
+
+    Args:
+        drop: Rows to be freed.
+        replaced: Rows that a new row of their own takes the place of.
+        born: Parents of further new rows: into freed rows first, then behind the last.
+    """
+    before, holes = len(drop), drop.nonzero().squeeze(-1)
+    count = before - len(holes) + len(born)
+    source = torch.arange(max(before, count))
+    is_new = torch.zeros(len(source), dtype=torch.bool)
+    is_new[replaced] = True
+    filled = holes[: len(born)]
+    places = torch.cat([filled, torch.arange(before, before + len(born) - len(filled))])
+    source[places], is_new[places] = born, True
+    # Rows still free are taken by the last ones that stay.
+    free = torch.zeros(len(source), dtype=torch.bool)
+    free[holes[len(born) :]] = True
+    gaps = free[:count].nonzero().squeeze(-1)
+    movers = count + (~free[count:]).nonzero().squeeze(-1)
+    source[gaps], is_new[gaps] = source[movers], is_new[movers]
+    return TopologyChange(source[:count], is_new[:count])

@@ -5,6 +5,7 @@ Shared by reconstruction and distillation; knows neither where a view came from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,14 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.fusion.losses import (
-    TrainingView,
-    depth_loss,
-    ground_loss,
-    image_loss,
-    plane_loss,
-    shape_loss,
-    sky_loss,
-)
+from faithfusion_studio.fusion.losses import TrainingView, view_loss
 from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
-from faithfusion_studio.gaussians import concatenate
+from faithfusion_studio.gaussians import Gaussians, concatenate
 from faithfusion_studio.render.images import cubemap_image
-from faithfusion_studio.render.views import apply_exposure, sky_image
-from faithfusion_studio.scene import CubemapSky, Scene
+from faithfusion_studio.render.learning import AdamKind, adam_step, corrected_eps, visible_rows
+from faithfusion_studio.render.views import sky_image
+from faithfusion_studio.scene import CubemapSky, Scene, pixel_directions
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta
@@ -43,6 +37,7 @@ class Learner:
         weights: Loss weights.
         extent: Scene extent, m; scales the position rate.
         learn_sky: Whether sky and exposure are moved too.
+        capacity: Rows to make room for.
     """
 
     def __init__(
@@ -53,30 +48,29 @@ class Learner:
         *,
         extent: float,
         learn_sky: bool = True,
+        capacity: int = 0,
     ) -> None:
         self._scene = scene
         self.weights = weights
         self.extent = extent
         self.parameters = GaussianParameters(
-            scene.background, rates, means_rate=rates.means * extent
+            scene.background, rates, means_rate=rates.means * extent, capacity=capacity
         )
-        self._sky: torch.nn.Parameter | None = None
+        self._sky: _LearnedSky | None = None
         self._exposures: torch.nn.Parameter | None = None
-        groups = []
         if learn_sky and isinstance(scene.sky, CubemapSky):
-            self._sky = torch.nn.Parameter(scene.sky.texels.detach().clone())
-            # A texel that only leaks through opaque splats has gradients far below this eps and stays put.
-            groups.append({"params": [self._sky], "lr": rates.sky, "eps": 1e-4})
+            self._sky = _LearnedSky(scene.sky.texels, rates.sky)
         if learn_sky and scene.exposures is not None:
             self._exposures = torch.nn.Parameter(scene.exposures.detach().clone())
-            groups.append({"params": [self._exposures], "lr": rates.exposure})
-        self._others = torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
+            self._exposure_optimizer = torch.optim.Adam(
+                [self._exposures], lr=rates.exposure, eps=1e-15
+            )
 
     def snapshot(self) -> Scene:
         """A frozen copy of the scene as it is now; its stored evidence is dropped, being of older rows."""
         sky, exposures = self._scene.sky, self._scene.exposures
         if self._sky is not None:
-            sky = CubemapSky(self._sky.detach().clone())
+            sky = CubemapSky(self._sky.value.clone())
         if self._exposures is not None:
             exposures = self._exposures.detach().clone()
         return replace(
@@ -87,103 +81,124 @@ class Learner:
             fisher=None,
         )
 
-    def render(
-        self, camera: Camera, sh_degree: int, *, absgrad: bool = False
-    ) -> tuple[
-        Float32[Tensor, "H W 3"], Float32[Tensor, "H W"], Float32[Tensor, "H W"], RasterizationMeta
-    ]:
-        """Differentiable colour (sky included, not clamped), expected depth, opacity, and the lists."""
-        from faithfusion_studio.render.rasterization import rasterization
+    def step(
+        self, view: TrainingView, sh_degree: int, *, absgrad: bool = True
+    ) -> tuple[float, RasterizationMeta]:
+        """One step; a loss that is not finite moves nothing, nor a row whose gradient is not.
 
-        p = self.parameters
-        means, quats = p["means"], p["quats"]
-        scales, opacities = p["log_scales"].exp(), torch.sigmoid(p["logit_opacities"])
-        bands = (sh_degree + 1) ** 2 - 1
-        colors = torch.cat([p["sh0"], p["shN"][:, :bands]], dim=1)
-        placed = self._placed_nodes(camera.time, sh_degree)
-        if placed is not None:
-            means, quats = torch.cat([means, placed.means]), torch.cat([quats, placed.quats])
-            scales = torch.cat([scales, placed.scales])
-            opacities = torch.cat([opacities, placed.opacities])
-            colors = torch.cat([colors, placed.sh])
-        rendered, alphas, meta = rasterization(
-            means,
-            quats,
-            scales,
-            opacities,
-            colors,
-            camera.viewmat.to(torch.float32)[None],
-            camera.K.to(torch.float32)[None],
-            camera.width,
-            camera.height,
-            near_plane=0.05,
-            sh_degree=sh_degree,
-            render_mode="RGB+ED",
-            absgrad=absgrad,
-        )
-        alpha = alphas[0, :, :, 0]
-        rgb = rendered[0, :, :, :3] + (1 - alpha)[..., None] * self._sky_behind(camera, alpha)
-        return rgb, rendered[0, :, :, 3], alpha, meta
-
-    def _placed_nodes(self, time: float, sh_degree: int):
-        poses = [(node, node.pose_at(time)) for node in self._scene.nodes]
-        parts = [node.gaussians.transformed(pose) for node, pose in poses if pose is not None]
-        return concatenate(parts).with_sh_degree(sh_degree) if parts else None
-
-    def _sky_behind(self, camera: Camera, alpha: Tensor) -> Float[Tensor, "H W 3"]:
-        """Sky radiance where the pixel is not opaque; zero elsewhere."""
-        if self._sky is not None:
-            return cubemap_image(self._sky, camera, alpha)
-        return sky_image(self._scene, camera)
-
-    def step(self, view: TrainingView, sh_degree: int) -> tuple[float, RasterizationMeta]:
-        """One step; a non-finite loss or gradient moves nothing.
+        Args:
+            view: What to learn from.
+            sh_degree: Highest SH band to use.
+            absgrad: Whether `meta.absgrad` is wanted, for densification.
 
         Returns:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
         """
-        rgb, depth, alpha, meta = self.render(view.camera, sh_degree, absgrad=True)
-        exposures = self._scene.exposures if self._exposures is None else self._exposures
-        if view.exposure_index >= 0 and exposures is not None:
-            rgb = apply_exposure(rgb, exposures[view.exposure_index])
-        loss = image_loss(rgb, view.image, view.weight, self.weights)
-        if view.depth is not None and self.weights.depth > 0:
-            loss = loss + self.weights.depth * depth_loss(depth, alpha, view.depth)
-        if view.ground is not None and self.weights.ground > 0:
-            loss = loss + self.weights.ground * ground_loss(depth, alpha, view.ground)
-        if self.weights.plane > 0 and view.source == "recorded":
-            loss = loss + self.weights.plane * plane_loss(depth, alpha, view.image)
-        if view.sky_share is not None and self.weights.sky > 0:
-            loss = loss + self.weights.sky * sky_loss(alpha, view.sky_share)
-        loss = loss + shape_loss(
-            self.parameters["log_scales"],
-            self.parameters["logit_opacities"],
-            self.weights,
-            0.01 * self.extent,
-        )
-        loss.backward()
-        gradients = [self.parameters[k].grad for k in ("means", "log_scales", "sh0")]
-        if not all(torch.isfinite(g.sum()) for g in [loss.detach(), *gradients] if g is not None):
-            self._drop_gradients()
+        leaves = self.parameters.leaves()
+        rendered, alphas, meta = self._rasterize(leaves, view.camera, sh_degree, absgrad=absgrad)
+        texels = None if self._sky is None else self._sky.value.detach().requires_grad_()
+        behind = self._behind(texels, view.camera, alphas)
+        exposure = self._exposure(view)
+        loss = view_loss(rendered, alphas, behind, exposure, view, self.weights)
+        value = float(loss.detach())
+        if not math.isfinite(value):
             return float("nan"), meta
-        self.parameters.step()
-        if self._others is not None:
-            self._others.step()
-            self._others.zero_grad(set_to_none=True)
-            self._keep_in_range()
-        return float(loss.detach()), meta
+        wanted = dict(leaves)
+        if texels is not None:
+            wanted["texels"] = texels
+        if exposure is not None and exposure.requires_grad:
+            wanted["exposure"] = exposure
+        gradients = dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+        seen = visible_rows(meta, self.parameters.visible)
+        voxel = 0.01 * self.extent
+        value += self.parameters.step(gradients, self.weights, voxel, num_visible=seen)
+        if self._sky is not None:
+            self._sky.step(gradients["texels"])
+        if "exposure" in gradients:
+            self._move_exposure(view.exposure_index, gradients["exposure"])
+        return value, meta
+
+    def _rasterize(
+        self, leaves: dict[str, Tensor], camera: Camera, sh_degree: int, *, absgrad: bool
+    ) -> tuple[Float32[Tensor, "1 H W 4"], Float32[Tensor, "1 H W 1"], RasterizationMeta]:
+        """Colour and accumulated depth, opacity, and the lists."""
+        from faithfusion_studio.render.rasterization import rasterization
+
+        given = list(leaves.values())
+        placed = self._placed_nodes(camera.time)
+        if placed is not None:
+            nodes = (placed.means, placed.quats, placed.scales, placed.opacities, placed.sh)
+            given = [torch.cat(pair) for pair in zip(given, nodes, strict=True)]
+        device = given[0].device
+        return rasterization(
+            *given,
+            camera.viewmat.to(device, torch.float32)[None],
+            camera.K.to(device, torch.float32)[None],
+            camera.width,
+            camera.height,
+            near_plane=0.05,
+            sh_degree=sh_degree,
+            render_mode="RGB+D",
+            absgrad=absgrad,
+        )
+
+    def _placed_nodes(self, time: float) -> Gaussians | None:
+        poses = [(node, node.pose_at(time)) for node in self._scene.nodes]
+        parts = [node.gaussians.transformed(pose) for node, pose in poses if pose is not None]
+        degree = self.parameters.sh_degree
+        return concatenate(parts).with_sh_degree(degree) if parts else None
+
+    def _behind(
+        self, texels: Tensor | None, camera: Camera, alphas: Tensor
+    ) -> Float[Tensor, "H W 3"]:
+        """Sky radiance; a cube map may leave out pixels that the Gaussians hide."""
+        device, sky = alphas.device, self._scene.sky
+        if texels is None and isinstance(sky, CubemapSky):
+            texels = sky.texels
+        if texels is None:
+            return sky_image(self._scene, camera, device)
+        if device.type == "cpu":
+            return cubemap_image(texels, camera, alphas.detach()[0, :, :, 0])
+        return CubemapSky(texels).radiance(pixel_directions(camera, device))
+
+    def _exposure(self, view: TrainingView) -> Float32[Tensor, "3 4"] | None:
+        """The frame's correction, to differentiate by where it is learned."""
+        if view.exposure_index < 0:
+            return None
+        if self._exposures is not None:
+            return self._exposures[view.exposure_index].detach().clone().requires_grad_()
+        given = self._scene.exposures
+        return None if given is None else given[view.exposure_index]
 
     @torch.no_grad()
-    def _keep_in_range(self) -> None:
-        """Sky colours in [0, 1]; the mean correction of the frames seen so far at identity."""
-        if self._sky is not None:
-            self._sky.clamp_(0, 1)
-        if self._exposures is not None:
-            deviation = self._exposures - torch.eye(3, 4)
-            seen = (deviation != 0).flatten(1).any(1)
-            self._exposures[seen] -= deviation[seen].sum(0) / seen.sum().clamp(min=1)
+    def _move_exposure(self, index: int, gradient: Float32[Tensor, "3 4"]) -> None:
+        """One Adam step; then the mean correction of the frames seen so far is the identity again."""
+        assert self._exposures is not None and self._exposure_optimizer is not None
+        self._exposures.grad = torch.zeros_like(self._exposures)
+        self._exposures.grad[index] = gradient
+        self._exposure_optimizer.step()
+        identity = torch.eye(3, 4, device=self._exposures.device)
+        deviation = self._exposures - identity
+        seen = (deviation != 0).flatten(1).any(1)
+        self._exposures[seen] -= deviation[seen].sum(0) / seen.sum().clamp(min=1)
 
-    def _drop_gradients(self) -> None:
-        self.parameters.optimizer.zero_grad(set_to_none=True)
-        if self._others is not None:
-            self._others.zero_grad(set_to_none=True)
+
+class _LearnedSky:
+    """Texels of a cube map and their Adam state; colours stay in [0, 1]."""
+
+    def __init__(self, texels: Float32[Tensor, "6 R R 3"], rate: float) -> None:
+        self.value = texels.detach().clone().contiguous()
+        rows = self.value.view(-1, 3)
+        self._mean, self._square = torch.zeros_like(rows), torch.zeros_like(rows)
+        self._rates = torch.full((3,), rate, device=rows.device)
+        self._steps = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
+        self._done = 0
+
+    def step(self, gradient: Float32[Tensor, "6 R R 3"]) -> None:
+        """Move every texel."""
+        rows = self.value.view(-1, 3)
+        kind = AdamKind(rows, self._mean, self._square, gradient.reshape(-1, 3), self._rates)
+        # A texel that only leaks through opaque splats has gradients far below this eps and stays put.
+        eps = corrected_eps(1e-4, self._done)
+        adam_step([kind], self._steps, None, eps=eps, limits=(0.0, 1.0))
+        self._done += 1

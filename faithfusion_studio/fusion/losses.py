@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -12,6 +13,9 @@ from torch.nn.functional import conv2d
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.schedule import LossWeights, Weighting
 
+if TYPE_CHECKING:
+    from faithfusion_studio.render.images import ViewTerms
+
 
 @dataclass(frozen=True, eq=False)
 class SparseDepth:
@@ -19,7 +23,7 @@ class SparseDepth:
 
     pixels: Int[Tensor, "M"]
     """Flat index into [H W]."""
-    depths: Float32[Tensor, "M"]
+    depths: Float[Tensor, "M"]
     """m along z."""
 
 
@@ -28,16 +32,16 @@ class TrainingView:
     """An image to learn from, and how much each of its pixels is believed."""
 
     camera: Camera
-    image: Float32[Tensor, "H W 3"]
-    weight: Float32[Tensor, "H W"] | None = None
+    image: Float[Tensor, "H W 3"]
+    weight: Float[Tensor, "H W"] | None = None
     """0..1 per pixel; None means 1 everywhere."""
     exposure_index: int = -1
     """Row of the exposure table, -1 for a view rendered without correction."""
     depth: SparseDepth | None = None
     """Recorded points seen in the view."""
-    ground: Float32[Tensor, "H W"] | None = None
+    ground: Float[Tensor, "H W"] | None = None
     """Depth of the road plane along each pixel, m along z; 0 off the road."""
-    sky_share: Float32[Tensor, "H W"] | None = None
+    sky_share: Float[Tensor, "H W"] | None = None
     """0..1, how much each pixel looks like sky."""
     source: str = "recorded"
     """"recorded" or "repaired"."""
@@ -68,8 +72,8 @@ def eig_weight(
     return trust * confidence.clamp(0, 1)
 
 
-def _window(channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    x = torch.arange(11, dtype=torch.float32, device=device) - 5
+def _window(channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    x = torch.arange(11, dtype=like.dtype, device=like.device) - 5
     g = torch.exp(-(x**2) / (2 * 1.5**2))
     g = (g / g.sum()).expand(channels, 1, 11)
     return g[:, :, None, :].contiguous(), g[:, :, :, None].contiguous()
@@ -82,7 +86,7 @@ def ssim_map(a: Float[Tensor, "H W 3"], b: Float[Tensor, "H W 3"]) -> Float[Tens
     """
     x, y = a.permute(2, 0, 1), b.permute(2, 0, 1)
     stacked = torch.cat([x, y, x * x, y * y, x * y])[None]
-    row, column = _window(15, a.device)
+    row, column = _window(15, a)
     blurred = conv2d(
         conv2d(stacked, row, padding=(0, 5), groups=15), column, padding=(5, 0), groups=15
     )
@@ -100,7 +104,7 @@ def image_loss(
     weights: LossWeights,
 ) -> Float[Tensor, ""]:
     """(1 - s) L1 + s (1 - SSIM), each pixel weighted; a weight of zero gives exactly zero gradient."""
-    if rendered.device.type == "cpu":
+    if rendered.device.type == "cpu" and rendered.dtype == torch.float32:
         from faithfusion_studio.render.images import weighted_image_loss
 
         return weighted_image_loss(rendered, image, weight, weights.ssim)
@@ -195,19 +199,77 @@ def sky_loss(alpha: Float[Tensor, "H W"], sky_share: Float[Tensor, "H W"]) -> Fl
 
 
 def shape_loss(
-    log_scales: Float[Tensor, "N 3"],
-    logit_opacities: Float[Tensor, "N"],
+    scales: Float[Tensor, "N 3"],
+    opacities: Float[Tensor, "N"],
     weights: LossWeights,
     voxel: float,
 ) -> Float[Tensor, ""]:
-    """Regularisers on the Gaussians themselves: opacity, size in units of `voxel` (m), aspect ratio."""
-    scales = log_scales.exp()
+    """Regularisers on the Gaussians of one view: opacity, size in units of `voxel` (m), aspect ratio.
+
+    Means over the Gaussians that the view sees: over many views each Gaussian is pulled as hard as by a mean
+    over all of them at every step. On the CPU the optimiser applies them itself.
+    """
     thinnest, longest = scales.aminmax(dim=-1)
     middle = scales.sum(-1) - thinnest - longest
     too_long = torch.relu(longest / middle.clamp(min=1e-9) - weights.max_aspect)
     return (
-        weights.opacity * torch.sigmoid(logit_opacities).mean()
+        weights.opacity * opacities.mean()
         + weights.scale * (scales / voxel).clamp(max=100).mean()
         + weights.flat * (thinnest / voxel).clamp(max=100).mean()
         + weights.shape * too_long.clamp(max=100).mean()
+    )
+
+
+def view_loss(
+    rendered: Float[Tensor, "1 H W 4"],
+    alphas: Float[Tensor, "1 H W 1"],
+    behind: Float[Tensor, "H W 3"],
+    exposure: Float[Tensor, "3 4"] | None,
+    view: TrainingView,
+    weights: LossWeights,
+) -> Float[Tensor, ""]:
+    """All terms that compare one rendered view with what is known of it.
+
+    Args:
+        rendered: Colour without what is behind, and accumulated depth ("RGB+D").
+        alphas: Opacity.
+        behind: Radiance behind the Gaussians.
+        exposure: Affine colour correction of the recorded frame; None is the identity.
+        view: What is known.
+        weights: Of the terms.
+    """
+    if rendered.device.type == "cpu" and rendered.dtype == torch.float32:
+        from faithfusion_studio.render.images import fused_view_loss
+
+        return fused_view_loss(rendered, alphas, behind, exposure, _terms(view, weights))
+    alpha = alphas[0, :, :, 0]
+    depth = rendered[0, :, :, 3] / alpha.clamp(min=1e-10)
+    rgb = rendered[0, :, :, :3] + (1 - alpha)[..., None] * behind
+    if exposure is not None:
+        rgb = rgb @ exposure[:, :3].T + exposure[:, 3]
+    loss = image_loss(rgb, view.image, view.weight, weights)
+    if view.depth is not None and weights.depth > 0:
+        loss = loss + weights.depth * depth_loss(depth, alpha, view.depth)
+    if view.ground is not None and weights.ground > 0:
+        loss = loss + weights.ground * ground_loss(depth, alpha, view.ground)
+    if weights.plane > 0 and view.source == "recorded":
+        loss = loss + weights.plane * plane_loss(depth, alpha, view.image)
+    if view.sky_share is not None and weights.sky > 0:
+        loss = loss + weights.sky * sky_loss(alpha, view.sky_share)
+    return loss
+
+
+def _terms(view: TrainingView, weights: LossWeights) -> ViewTerms:
+    from faithfusion_studio.render.images import ViewTerms
+
+    known = view.depth if weights.depth > 0 else None
+    plane = weights.plane if view.source == "recorded" else 0.0
+    return ViewTerms(
+        image=view.image,
+        weight=view.weight,
+        pixels=None if known is None else known.pixels,
+        depths=None if known is None else known.depths,
+        ground=view.ground if weights.ground > 0 else None,
+        sky_share=view.sky_share if weights.sky > 0 else None,
+        weights=(weights.ssim, weights.depth, weights.ground, plane, weights.sky),
     )

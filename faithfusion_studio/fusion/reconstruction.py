@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
@@ -46,6 +47,33 @@ class ReconstructionReport:
     """dB, frames never trained on, no exposure; NaN where nothing was held out."""
 
 
+@dataclass(frozen=True, eq=False)
+class _StoredView:
+    """A recorded frame between its uses, in small types: 7 bytes per pixel."""
+
+    camera: Camera
+    pixels: UInt8[Tensor, "H W 3"]
+    sky_share: Float16[Tensor, "H W"]
+    ground: Float16[Tensor, "H W"] | None
+    depth: SparseDepth | None
+
+    def training_view(self, index: int) -> TrainingView:
+        # By numpy, which converts in this thread: torch would wake its own pool for so little.
+        image = np.multiply(self.pixels.numpy(), np.float32(1 / 255), dtype=np.float32)
+        return TrainingView(
+            camera=self.camera,
+            image=torch.from_numpy(image),
+            exposure_index=index,
+            depth=self.depth,
+            ground=None if self.ground is None else _float32(self.ground),
+            sky_share=_float32(self.sky_share),
+        )
+
+
+def _float32(values: Float16[Tensor, "H W"]) -> Float32[Tensor, "H W"]:
+    return torch.from_numpy(values.numpy().astype(np.float32))
+
+
 class Reconstruction:
     """Trains Gaussians on a capture.
 
@@ -63,7 +91,7 @@ class Reconstruction:
         self.training = [i for i in indices if i not in set(self.holdout)]
         self._random = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._views: dict[tuple[int, float], tuple[Camera, Tensor, Tensor, SparseDepth | None]] = {}
+        self._views: dict[tuple[int, float], _StoredView] = {}
         self._steps_done, self._seconds = 0, 0.0
         self._ground = fit_ground(capture, camera_height(capture))
         self._first_sky = initial_sky(capture.select(self.training), config.sky_resolution)
@@ -88,7 +116,7 @@ class Reconstruction:
             capture=self.capture,
             exposures=exposures,
         )
-        learner = Learner(scene, config.rates, config.weights, extent=extent)
+        learner = Learner(scene, config.rates, config.weights, extent=extent, capacity=limit)
         return learner, GradientDensify(extent=extent, max_gaussians=limit)
 
     def _view(self, index: int, factor: float) -> TrainingView:
@@ -96,26 +124,21 @@ class Reconstruction:
         key = (index, factor)
         if key not in self._views:
             self._views[key] = self._load_view(index, factor)
-        camera, pixels, share, depth = self._views[key]
-        return TrainingView(
-            camera=camera,
-            image=pixels.to(torch.float32) / 255,
-            exposure_index=index,
-            depth=depth,
-            ground=None if self._ground is None else self._ground.depth(index, camera),
-            sky_share=share.to(torch.float32),
-        )
+        return self._views[key].training_view(index)
 
-    def _load_view(
-        self, index: int, factor: float
-    ) -> tuple[Camera, Tensor, Tensor, SparseDepth | None]:
+    def _load_view(self, index: int, factor: float) -> _StoredView:
         frame, points = self.capture.frames[index], self.capture.points
         camera = frame.camera.scaled(factor)
         image = frame.image((camera.width, camera.height))
         up = self.capture.trajectory.ego_to_worlds[:, :3, 2].mean(0).to(torch.float32)
-        share = sky_share(camera, image, self._first_sky, up)
-        depth = None if points is None else visible_points(points.xyz, camera)
-        return camera, (image * 255 + 0.5).to(torch.uint8), share.to(torch.float16), depth
+        ground = None if self._ground is None else self._ground.depth(index, camera)
+        return _StoredView(
+            camera=camera,
+            pixels=(image * 255 + 0.5).to(torch.uint8),
+            sky_share=sky_share(camera, image, self._first_sky, up).to(torch.float16),
+            ground=None if ground is None else ground.to(torch.float16),
+            depth=None if points is None else visible_points(points.xyz, camera),
+        )
 
     def run(self) -> Iterator[Progress]:
         """Train; stop consuming to stop early, whatever was learned stays in `scene()`."""
@@ -134,8 +157,10 @@ class Reconstruction:
                 "means", config.rates.means * learner.extent * math.exp(math.log(0.01) * done)
             )
             sh_degree = min(config.sh_degree, int(done * 4 * (config.sh_degree + 1)))
-            loss, meta = learner.step(self._view(order.pop(), factor), sh_degree)
-            if densify_at:
+            densifying = bool(densify_at)
+            view = self._view(order.pop(), factor)
+            loss, meta = learner.step(view, sh_degree, absgrad=densifying)
+            if densifying:
                 self._densify.observe(meta, self._state)
                 if done >= densify_at[0]:
                     densify_at.pop(0)

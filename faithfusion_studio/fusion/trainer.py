@@ -155,17 +155,19 @@ class Trainer:
     def run(self) -> Iterator[Progress]:
         """Distil; stop consuming to stop early, whatever was learned stays in `scene()`."""
         spent = 0.0
-        degree = self._learner.parameters.snapshot().sh_degree
+        degree = self._learner.parameters.sh_degree
         densify_every = max(20, self.steps // 8)
         for step in range(1, self.steps + 1):
             started = time.monotonic()
             self._warm_up(step)
             replayed = bool(self._recorded) and self._random.random() < self.config.replay
             views = self._recorded if replayed else self._repaired
-            loss, meta = self._learner.step(views[self._random.integers(len(views))], degree)
-            if not replayed:
+            observed = self.config.densify and not replayed
+            view = views[self._random.integers(len(views))]
+            loss, meta = self._learner.step(view, degree, absgrad=observed)
+            if observed:
                 self._densify.observe(meta, self._state)
-                if self.config.densify and step % densify_every == 0 and step <= 0.7 * self.steps:
+                if step % densify_every == 0 and step <= 0.7 * self.steps:
                     self._change_rows()
             measure = step in (1, self.steps) or step % self.config.psnr_every == 0
             psnr = self.psnr_recorded() if measure else math.nan

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.render.cpu import _load_core, _work
+from faithfusion_studio.render.cpu import _empty, _load_core, _work
 
 TRANSPARENT = 1 / 255
 """Remaining transmittance below which a pixel's sky cannot change a byte of its colour."""
@@ -44,10 +46,78 @@ def weighted_image_loss(
     return _ImageLoss.apply(rendered.contiguous(), image.contiguous(), contiguous, ssim_share)
 
 
+@dataclass(frozen=True, eq=False)
+class ViewTerms:
+    """What one view is compared with; see `fusion.losses` for the terms. None leaves a term out."""
+
+    image: Float32[Tensor, "H W 3"]
+    weight: Float32[Tensor, "H W"] | None
+    pixels: Int64[Tensor, "M"] | None
+    """Flat indices of pixels whose depth is known."""
+    depths: Float32[Tensor, "M"] | None
+    """m along z."""
+    ground: Float32[Tensor, "H W"] | None
+    """Depth of the road, m along z; 0 off the road."""
+    sky_share: Float32[Tensor, "H W"] | None
+    weights: tuple[float, float, float, float, float]
+    """Of 1 - SSIM (its share), known depths, road, plane, sky."""
+
+
+class _ViewLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rendered, alphas, behind, exposure, terms: ViewTerms):
+        wanted = ctx.needs_input_grad
+        gradients = [
+            _empty(*rendered.shape),
+            _empty(*alphas.shape),
+            _empty(*behind.shape) if wanted[2] else None,
+            _empty(*exposure.shape) if exposure is not None and wanted[3] else None,
+        ]
+        inputs = [rendered[0], alphas[0, :, :, 0], behind, exposure, terms.image, terms.weight]
+        inputs += [terms.pixels, terms.depths, terms.ground, terms.sky_share]
+        plain = [None if t is None else t.detach().contiguous() for t in inputs]
+        value = _load_core().view_loss(
+            *(None if t is None else t.numpy() for t in plain),
+            terms.weights,
+            *(None if g is None else g.numpy() for g in gradients),
+            _work()[0],
+        )
+        ctx.gradients = gradients
+        return torch.tensor(value, dtype=torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v_loss: Tensor):
+        scale = float(v_loss)
+        gradients = ctx.gradients
+        if scale != 1:
+            gradients = [None if g is None else scale * g for g in gradients]
+        return *gradients, None
+
+
+def fused_view_loss(
+    rendered: Float32[Tensor, "1 H W 4"],
+    alphas: Float32[Tensor, "1 H W 1"],
+    behind: Float32[Tensor, "H W 3"],
+    exposure: Float32[Tensor, "3 4"] | None,
+    terms: ViewTerms,
+) -> Float32[Tensor, ""]:
+    """All terms of a training view in one call into the core, with their gradients.
+
+    Args:
+        rendered: Colour without what is behind, and accumulated depth, as `rasterization` gives in mode "RGB+D".
+        alphas: Opacity.
+        behind: Radiance behind the Gaussians.
+        exposure: Affine colour correction of the frame; None is the identity.
+        terms: What to compare with.
+    """
+    return _ViewLoss.apply(rendered, alphas, behind, exposure, terms)
+
+
 class _Sky(torch.autograd.Function):
     @staticmethod
     def forward(ctx, texels: Tensor, rotation: Tensor, K: Tensor, alpha: Tensor | None, size):
-        image = torch.empty(*size, 3)
+        image = _empty(*size, 3)
         _load_core().sky(texels.detach(), rotation, K, alpha, TRANSPARENT, image, _work()[0])
         ctx.save_for_backward(rotation, K, alpha)
         ctx.shape = texels.shape
@@ -57,7 +127,7 @@ class _Sky(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, v_image: Tensor):
         rotation, K, alpha = ctx.saved_tensors
-        gradient = torch.zeros(ctx.shape)
+        gradient = _empty(*ctx.shape)
         _load_core().sky_backward(
             rotation, K, alpha, TRANSPARENT, v_image.contiguous(), gradient, _work()[0]
         )

@@ -1,10 +1,13 @@
 """Row edits: values, optimiser state and provenance follow the change of topology."""
 
+import gc
+
+import pytest
 import torch
 
 from faithfusion_studio.fusion.densify import GradientDensify, initial_state
-from faithfusion_studio.fusion.parameters import KINDS, GaussianParameters
-from faithfusion_studio.fusion.schedule import LearningRates
+from faithfusion_studio.fusion.parameters import KINDS, GaussianParameters, bytes_per_gaussian
+from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.fusion.trainer import compose_changes
 from faithfusion_studio.gaussians import Gaussians, Provenance, TopologyChange
 
@@ -26,38 +29,45 @@ def make_gaussians(count=12, seed=0):
     )
 
 
-def _stepped(count=12):
-    torch.manual_seed(3)
-    parameters = GaussianParameters(make_gaussians(count), LearningRates(), means_rate=1e-3)
-    for kind in KINDS:
-        parameters[kind].grad = torch.randn_like(parameters[kind])
-    parameters.step()
+def random_gradients(parameters, seed=3):
+    g = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(v.shape, generator=g) for name, v in parameters.leaves().items()}
+
+
+def _stepped(count=12, capacity=0):
+    rates = LearningRates()
+    parameters = GaussianParameters(
+        make_gaussians(count), rates, means_rate=1e-3, capacity=capacity
+    )
+    parameters.step(random_gradients(parameters))
     return parameters
 
 
 def test_rows_and_moments_follow_the_source():
     parameters = _stepped()
-    before = {kind: parameters[kind].detach().clone() for kind in KINDS}
+    before = {kind: parameters[kind].clone() for kind in KINDS}
     moments = parameters.moments()
     source = torch.tensor([3, 0, 7, 3])
     is_new = torch.tensor([False, False, False, True])
     parameters.edit_rows(TopologyChange(source, is_new), {}, int(Provenance.REPAIRED))
     for kind in KINDS:
-        assert torch.equal(parameters[kind].detach(), before[kind][source])
+        assert torch.equal(parameters[kind], before[kind][source])
         now = parameters.moments()[kind]["exp_avg"]
         assert torch.equal(now[:3], moments[kind]["exp_avg"][source[:3]])
         assert torch.equal(now[3], torch.zeros_like(now[3]))
     assert parameters.provenance.tolist() == [0, 0, 0, int(Provenance.REPAIRED)]
+    assert parameters.steps.tolist() == [1, 1, 1, 0]
+    assert torch.allclose(parameters.scales, parameters["log_scales"].exp())
+    assert torch.allclose(parameters.opacities, parameters["logit_opacities"].sigmoid())
 
 
 def test_a_snapshot_is_not_written_by_later_steps():
     parameters = _stepped()
     snapshot = parameters.snapshot()
     frozen = snapshot.means.clone()
-    parameters["means"].grad = torch.ones_like(parameters["means"])
-    parameters.step()
+    parameters.step(random_gradients(parameters))
     assert torch.equal(snapshot.means, frozen)
-    assert not torch.equal(parameters["means"].detach(), frozen)
+    assert not torch.equal(parameters["means"], frozen)
 
 
 def test_restored_moments_continue_bit_equal():
@@ -68,9 +78,7 @@ def test_restored_moments_continue_bit_equal():
             again = GaussianParameters(parameters.snapshot(), LearningRates(), means_rate=1e-3)
             again.restore_moments(parameters.moments())
             parameters = again
-        for kind in KINDS:
-            parameters[kind].grad = torch.full_like(parameters[kind], 0.3)
-        parameters.step()
+        parameters.step(random_gradients(parameters, seed=5))
         runs.append(parameters.snapshot())
     assert torch.equal(runs[0].means, runs[1].means)
     assert torch.equal(runs[0].sh0, runs[1].sh0)
@@ -82,7 +90,7 @@ def test_appended_rows_keep_their_own_provenance():
     change = parameters.append(extra)
     assert len(parameters) == 8
     assert change.is_new.tolist() == [False] * 5 + [True] * 3
-    assert torch.equal(parameters["means"].detach()[5:], extra.means)
+    assert torch.equal(parameters["means"][5:], extra.means)
 
 
 def test_growth_respects_the_limit_and_takes_the_strongest():
@@ -98,10 +106,10 @@ def test_growth_respects_the_limit_and_takes_the_strongest():
 
 def test_transparent_gaussians_are_dropped_and_splits_shrink():
     parameters = _stepped(6)
-    with torch.no_grad():
-        parameters["logit_opacities"][2] = -20.0
-        parameters["log_scales"][4] = 1.0
-    before = parameters["log_scales"].detach()[4].clone()
+    parameters["logit_opacities"][2] = -20.0
+    parameters["log_scales"][4] = 1.0
+    parameters.refresh()
+    before = parameters["log_scales"][4].clone()
     policy = GradientDensify(extent=20.0, max_gaussians=100, prune_scale=0.9)
     state = initial_state(6)
     state.count += 1
@@ -109,8 +117,81 @@ def test_transparent_gaussians_are_dropped_and_splits_shrink():
     change = policy.update(parameters, state, torch.Generator().manual_seed(0))
     assert 2 not in change.source.tolist()
     assert change.source.tolist().count(4) == 2
-    halves = parameters["log_scales"].detach()[change.source == 4]
+    halves = parameters["log_scales"][change.source == 4]
     assert bool((halves < before).all())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_growth_and_pruning_leave_every_other_row_where_it_is(seed):
+    g = torch.Generator().manual_seed(seed)
+    parameters = _stepped(60, capacity=100)
+    parameters["logit_opacities"][torch.rand(60, generator=g) < (0.05, 0.4)[seed % 2]] = -20.0
+    parameters.refresh()
+    state = initial_state(60)
+    state.count += 1
+    state.gradient = torch.rand(60, generator=g)
+    before, dropped = parameters.snapshot(), parameters.opacities < 0.01
+    storage = parameters["means"].data_ptr()
+    policy = GradientDensify(
+        extent=20.0, max_gaussians=70, gradient_threshold=0.6, prune_scale=9.0, split_scale=0.01
+    )
+    change = policy.update(parameters, state, g)
+    after, source = parameters.snapshot(), change.source
+    assert parameters["means"].data_ptr() == storage
+    assert len(after) == len(source) == len(change.is_new) <= 70
+    kept = ~change.is_new
+    for kind in KINDS:
+        assert torch.equal(getattr(after, kind)[kept], getattr(before, kind)[source[kept]])
+    # Each surviving row that did not split is there once; what moved only filled the gap of a dropped row.
+    survivors = source[kept].tolist()
+    split = set(source[change.is_new].tolist()) - set(survivors)
+    expected = set((~dropped).nonzero().squeeze(-1).tolist()) - split
+    assert set(survivors) == expected and len(survivors) == len(expected)
+    moved = (source != torch.arange(len(source))) & kept
+    assert int(moved.sum()) <= int(dropped.sum())
+    assert bool(dropped[torch.arange(len(source))[moved]].all())
+    assert all(source.tolist().count(row) == 2 for row in split)
+
+
+def test_growth_beyond_the_room_keeps_everything():
+    parameters = _stepped(5)
+    before, steps = parameters.snapshot(), parameters.steps.clone()
+    parameters.append(make_gaussians(40, seed=9))
+    assert torch.equal(parameters.snapshot().select(torch.arange(5)).sh, before.sh)
+    assert torch.equal(parameters.steps[:5], steps) and not bool(parameters.steps[5:].any())
+
+
+def test_rows_that_are_not_visible_stay_bit_equal():
+    parameters = _stepped(40)
+    before, moments = parameters.snapshot(), parameters.moments()
+    parameters.visible.copy_(torch.arange(40) % 3 == 0)
+    parameters.step(random_gradients(parameters), LossWeights(), 0.1, num_visible=14)
+    after, hidden = parameters.snapshot(), torch.arange(40) % 3 != 0
+    for kind in KINDS:
+        assert torch.equal(getattr(after, kind)[hidden], getattr(before, kind)[hidden])
+        for name, old in moments[kind].items():
+            assert torch.equal(parameters.moments()[kind][name][hidden], old[hidden])
+        assert not torch.equal(getattr(after, kind)[~hidden], getattr(before, kind)[~hidden])
+
+
+@pytest.mark.parametrize("sh_degree", [0, 1, 3])
+def test_memory_per_gaussian_is_what_the_formula_says(sh_degree):
+    def storages():
+        gc.collect()
+        found = {}
+        for thing in gc.get_objects():
+            if type(thing) is torch.Tensor:
+                storage = thing.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+        return sum(found.values())
+
+    count = 4000
+    gaussians = make_gaussians(count).with_sh_degree(sh_degree)
+    before = storages()
+    parameters = GaussianParameters(gaussians, LearningRates(), means_rate=1e-3)
+    parameters.step(random_gradients(parameters))
+    held = storages() - before
+    assert held == pytest.approx(count * bytes_per_gaussian(sh_degree), rel=0.01)
 
 
 def test_composed_changes_equal_one_after_the_other():

@@ -18,6 +18,7 @@ using namespace ff;
 
 void bind_chain(nb::module_& m);
 void bind_image(nb::module_& m);
+void bind_optimizer(nb::module_& m);
 
 namespace {
 
@@ -182,4 +183,5 @@ NB_MODULE(_core, m) {
     m.def("screen", &screen);
     bind_chain(m);
     bind_image(m);
+    bind_optimizer(m);
 }

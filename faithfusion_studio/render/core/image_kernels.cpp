@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "image_passes.h"
+#include "lanes.h"
 #include "sky_lookup.h"
 
 namespace ff {
@@ -23,113 +25,148 @@ struct Window {
     }
 };
 
-// out[x] = sum_k tap[k] padded[x + k]; padded holds kRadius zeros at both ends
-inline void blur_row(const Window& w, const float* padded, int width, float* out) {
-    for (int x = 0; x < width; x++) {
-        float sum = 0;
-        for (int k = 0; k < kTaps; k++) sum += w.tap[k] * padded[x + k];
-        out[x] = sum;
-    }
+// Sixteen pixels blurred along their row.
+FF_INLINE F blurred(const Window& w, const float* p) {
+    F total(0.0f);
+    for (int k = 0; k < kTaps; k++) total = fma(F(w.tap[k]), load(p + k - kRadius), total);
+    return total;
 }
 
-// out[x] = sum_k tap[k] plane[y - radius + k][x]
-inline void blur_column(const Window& w, const float* plane, int width, int height, int y, float* out) {
-    std::fill(out, out + width, 0.0f);
-    for (int k = 0; k < kTaps; k++) {
-        const int row = y - kRadius + k;
-        if (row < 0 || row >= height) continue;
-        const float* source = plane + (size_t)row * width;
-        const float tap = w.tap[k];
-        for (int x = 0; x < width; x++) out[x] += tap * source[x];
+// Sixteen pixels of one plane with a row of zeros where the image ends above or below.
+struct Column {
+    const float* rows[kTaps];
+    Column(const float* plane, const float* zeros, int64_t stride, int height, int y) {
+        for (int k = 0; k < kTaps; k++) {
+            const int row = y - kRadius + k;
+            rows[k] = row < 0 || row >= height ? zeros : plane + row * stride + kPad;
+        }
     }
-}
+    FF_INLINE F blurred(const Window& w, int x) const {
+        F total(0.0f);
+        for (int k = 0; k < kTaps; k++) total = fma(F(w.tap[k]), load(rows[k] + x), total);
+        return total;
+    }
+};
 
-double loss(const ImageLoss& in, int threads) {
+}  // namespace
+
+double compare(const ImagePlanes& in, int threads) {
     const int width = in.width, height = in.height;
-    const size_t pixels = (size_t)width * height;
+    const int64_t stride = in.stride, plane = in.plane();
     const Window window;
     Buffer moments_buffer, slopes_buffer;
-    float* moments = moments_buffer.get<float>(15 * pixels);   // [channel][x, y, xx, yy, xy][H][W], blurred along rows
-    float* slopes = slopes_buffer.get<float>(9 * pixels);      // [channel][dS/dmx, dS/dxx, dS/dxy][H][W], likewise
+    float* moments = moments_buffer.get<float>(15 * plane);   // [channel][x, y, xx, yy, xy], blurred along rows
+    float* slopes = slopes_buffer.get<float>(9 * plane);      // [channel][dS/dmx, dS/dxx, dS/dxy], likewise
+    const std::vector<float> zeros(stride, 0.0f);
     std::vector<double> row_loss(height, 0.0);
-    const float scale = 1.0f / (3.0f * (float)pixels);
+    const float scale = 1.0f / (3.0f * (float)width * (float)height), share = in.ssim_share;
 
-    auto plain = [&](int y, int channel, float* x_row, float* y_row) {
-        const size_t base = (size_t)y * width;
-        for (int x = 0; x < width; x++) {
-            const float target = in.image[3 * (base + x) + channel];
-            const bool counts = !in.weight || in.weight[base + x] > 0;
-            y_row[x] = target;
-            x_row[x] = counts ? in.rendered[3 * (base + x) + channel] : target;
-        }
-    };
-
-    parallel_for(threads, height, [&](int, int64_t y) {
-        std::vector<float> padded(5 * (size_t)(width + 2 * kRadius), 0.0f);
-        const int stride = width + 2 * kRadius;
+    for_rows(threads, height, [&](int y) {
         for (int channel = 0; channel < 3; channel++) {
-            float *px = padded.data() + kRadius, *py = px + stride, *pxx = py + stride, *pyy = pxx + stride, *pxy = pyy + stride;
-            plain((int)y, channel, px, py);
-            for (int x = 0; x < width; x++) pxx[x] = px[x] * px[x], pyy[x] = py[x] * py[x], pxy[x] = px[x] * py[x];
-            for (int m = 0; m < 5; m++)
-                blur_row(window, padded.data() + (size_t)m * stride, width, moments + (5 * channel + m) * pixels + (size_t)y * width);
+            const float *px = in.shown + channel * plane + in.row(y), *py = in.target + channel * plane + in.row(y);
+            float* out = moments + 5 * channel * plane + in.row(y);
+            for (int x = 0; x < width; x += 16) {
+                F m[5] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
+                for (int k = 0; k < kTaps; k++) {
+                    const F a = load(px + x + k - kRadius), b = load(py + x + k - kRadius), tap(window.tap[k]);
+                    const F ta = tap * a, tb = tap * b;
+                    m[0] += ta, m[1] += tb;
+                    m[2] = fma(ta, a, m[2]), m[3] = fma(tb, b, m[3]), m[4] = fma(ta, b, m[4]);
+                }
+                for (int i = 0; i < 5; i++) store(out + i * plane + x, m[i]);
+            }
         }
     });
 
-    parallel_for(threads, height, [&](int, int64_t y) {
-        std::vector<float> scratch(5 * (size_t)width + 3 * (size_t)(width + 2 * kRadius), 0.0f);
-        float *mx = scratch.data(), *my = mx + width, *xx = my + width, *yy = xx + width, *xy = yy + width;
-        const int stride = width + 2 * kRadius;
-        float *d0 = xy + width + kRadius, *d1 = d0 + stride, *d2 = d1 + stride;
-        double sum = 0;
+    for_rows(threads, height, [&](int y) {
+        std::vector<float> scratch(3 * stride, 0.0f);
+        double value = 0;
         for (int channel = 0; channel < 3; channel++) {
-            const float* planes = moments + 5 * channel * pixels;
-            for (int m = 0; m < 5; m++) blur_column(window, planes + m * pixels, width, height, (int)y, mx + (size_t)m * width);
-            const float* weight = in.weight ? in.weight + (size_t)y * width : nullptr;
-            float row = 0;
-            for (int x = 0; x < width; x++) {
-                const float w = weight ? weight[x] : 1.0f;
-                const float a1 = 2 * mx[x] * my[x] + kC1, a2 = 2 * (xy[x] - mx[x] * my[x]) + kC2;
-                const float b1 = mx[x] * mx[x] + my[x] * my[x] + kC1;
-                const float b2 = xx[x] - mx[x] * mx[x] + yy[x] - my[x] * my[x] + kC2;
-                const float inverse = 1.0f / (b1 * b2), s = a1 * a2 * inverse;
-                const float f = -w * in.ssim_share * scale;   // d loss / d s
-                d0[x] = f * (2 * my[x] * (a2 - a1) * inverse - s * 2 * mx[x] * (1.0f / b1 - 1.0f / b2));
-                d1[x] = -f * s / b2;
-                d2[x] = f * 2 * a1 * inverse;
-                row += w * (1.0f - s);
+            const float* planes = moments + 5 * channel * plane;
+            const Column cx(planes, zeros.data(), stride, height, y), cy(planes + plane, zeros.data(), stride, height, y);
+            const Column cxx(planes + 2 * plane, zeros.data(), stride, height, y), cyy(planes + 3 * plane, zeros.data(), stride, height, y);
+            const Column cxy(planes + 4 * plane, zeros.data(), stride, height, y);
+            F row(0.0f);
+            for (int x = 0; x < width; x += 16) {
+                const M inside = first_lanes(width - x);
+                const F mx = cx.blurred(window, x), my = cy.blurred(window, x), xy = cxy.blurred(window, x);
+                const F xx = cxx.blurred(window, x), yy = cyy.blurred(window, x), two(2.0f);
+                const F a1 = two * mx * my + F(kC1), a2 = two * (xy - mx * my) + F(kC2);
+                const F b1 = mx * mx + my * my + F(kC1), b2 = xx - mx * mx + yy - my * my + F(kC2);
+                const F inverse = F(1.0f) / (b1 * b2), s = a1 * a2 * inverse;
+                const F w = in.weight ? load_part(in.weight + (int64_t)y * width + x, width - x) : F(1.0f);
+                const F f = keep(inside, w * F(-share * scale));   // d loss / d s
+                float* d = scratch.data() + kPad + x;
+                store(d, f * (two * my * (a2 - a1) * inverse - s * two * mx * (b2 - b1) * inverse));
+                store(d + stride, -f * s * b1 * inverse);
+                store(d + 2 * stride, f * two * a1 * inverse);
+                row += keep(inside, w * (F(1.0f) - s));
             }
-            sum += row;
-            for (int m = 0; m < 3; m++)
-                blur_row(window, d0 - kRadius + (size_t)m * stride, width, slopes + (3 * channel + m) * pixels + (size_t)y * width);
+            value += sum(row);
+            for (int m = 0; m < 3; m++) {
+                float* out = slopes + (3 * channel + m) * plane + in.row(y);
+                for (int x = 0; x < width; x += 16) store(out + x, blurred(window, scratch.data() + m * stride + kPad + x));
+            }
         }
-        row_loss[y] = in.ssim_share * sum;
+        row_loss[y] = share * value;
     });
 
-    parallel_for(threads, height, [&](int, int64_t y) {
-        std::vector<float> scratch(5 * (size_t)width);
-        float *d0 = scratch.data(), *d1 = d0 + width, *d2 = d1 + width, *x_row = d2 + width, *y_row = x_row + width;
-        double sum = 0;
+    for_rows(threads, height, [&](int y) {
+        double value = 0;
         for (int channel = 0; channel < 3; channel++) {
-            const float* planes = slopes + 3 * channel * pixels;
-            for (int m = 0; m < 3; m++) blur_column(window, planes + m * pixels, width, height, (int)y, d0 + (size_t)m * width);
-            plain((int)y, channel, x_row, y_row);
-            for (int x = 0; x < width; x++) {
-                const size_t p = (size_t)y * width + x;
-                const float w = in.weight ? in.weight[p] : 1.0f;
-                const float difference = x_row[x] - y_row[x];
-                const float sign = difference > 0 ? 1.0f : difference < 0 ? -1.0f : 0.0f;
-                const float g = d0[x] + 2 * x_row[x] * d1[x] + y_row[x] * d2[x] + w * (1 - in.ssim_share) * scale * sign;
-                in.gradient[3 * p + channel] = w > 0 ? g : 0.0f;
-                sum += w * std::fabs(difference);
+            const float* planes = slopes + 3 * channel * plane;
+            const Column c0(planes, zeros.data(), stride, height, y), c1(planes + plane, zeros.data(), stride, height, y);
+            const Column c2(planes + 2 * plane, zeros.data(), stride, height, y);
+            const int64_t at = channel * plane + in.row(y);
+            F row(0.0f);
+            for (int x = 0; x < width; x += 16) {
+                const F a = load(in.shown + at + x), b = load(in.target + at + x), difference = a - b, zero(0.0f);
+                const F w = in.weight ? load_part(in.weight + (int64_t)y * width + x, width - x) : F(1.0f);
+                const F sign = keep(zero < difference, F(1.0f)) - keep(difference < zero, F(1.0f));
+                const F g = c0.blurred(window, x) + F(2.0f) * a * c1.blurred(window, x) + b * c2.blurred(window, x) +
+                            w * F((1 - share) * scale) * sign;
+                store(in.gradient + at + x, keep(zero < w, g));
+                row += w * abs(difference);   // zero beyond the width
             }
+            value += sum(row);
         }
-        row_loss[y] += (1 - in.ssim_share) * sum;
+        row_loss[y] += (1 - share) * value;
     });
 
     double total = 0;
     for (double value : row_loss) total += value;
     return total * scale;
+}
+
+namespace {
+
+double loss(const ImageLoss& in, int threads) {
+    ImagePlanes planes{in.width, in.height, padded_stride(in.width)};
+    planes.weight = in.weight, planes.ssim_share = in.ssim_share;
+    Buffer memory;
+    planes.shown = memory.get<float>(9 * planes.plane());
+    planes.target = planes.shown + 3 * planes.plane(), planes.gradient = planes.target + 3 * planes.plane();
+    for_rows(threads, in.height, [&](int y) {
+        for (int channel = 0; channel < 3; channel++) {
+            float* shown = planes.shown + channel * planes.plane() + y * planes.stride;
+            float* target = planes.target + channel * planes.plane() + y * planes.stride;
+            std::fill_n(shown, planes.stride, 0.0f);
+            std::fill_n(target, planes.stride, 0.0f);
+            for (int x = 0; x < in.width; x++) {
+                const int64_t p = (int64_t)y * in.width + x;
+                target[kPad + x] = in.image[3 * p + channel];
+                shown[kPad + x] = !in.weight || in.weight[p] > 0 ? in.rendered[3 * p + channel] : target[kPad + x];
+            }
+        }
+    });
+    const double value = compare(planes, threads);
+    for_rows(threads, in.height, [&](int y) {
+        for (int channel = 0; channel < 3; channel++) {
+            const float* gradient = planes.gradient + channel * planes.plane() + planes.row(y);
+            for (int x = 0; x < in.width; x++) in.gradient[3 * ((int64_t)y * in.width + x) + channel] = gradient[x];
+        }
+    });
+    return value;
 }
 
 inline bool opaque(const SkyView& v, size_t p) { return v.alpha && 1.0f - v.alpha[p] <= v.transparent; }
@@ -166,13 +203,15 @@ void sky_backward(const SkyView& v, int threads, const float* v_image, float* gr
                     for (int c = 0; c < 3; c++) sum[3 * (size_t)l.index[k] + c] += l.weight[k] * v_image[3 * p + c];
             }
     });
-    for (size_t i = 0; i < size; i++)
+    for (size_t i = 0; i < size; i++) {
+        gradient[i] = 0;
         for (int band = 0; band < kBands; band++) gradient[i] += sums[band * size + i];
+    }
 }
 
 }  // namespace
 
-ImageKernels image_table() { return {&loss, &sky, &sky_backward}; }
+ImageKernels image_table() { return {&loss, &view_loss, &sky, &sky_backward}; }
 
 }  // namespace FF_ISA
 }  // namespace ff

@@ -1,0 +1,37 @@
+// Loads and stores of fewer than sixteen lanes, and rows shared out among the threads.
+#pragma once
+#include "frame.h"
+#include "simd.h"
+
+namespace ff {
+namespace FF_ISA {
+
+FF_INLINE M first_lanes(int64_t count) { return from_bits(count >= 16 ? 0xffffu : (1u << count) - 1); }
+
+// Lanes beyond `count` are zero and never read from memory.
+FF_INLINE F load_part(const float* p, int64_t count) {
+    if (count >= 16) return load(p);
+    alignas(64) float t[16] = {};
+    for (int64_t i = 0; i < count; i++) t[i] = p[i];
+    return load(t);
+}
+
+FF_INLINE void store_part(float* p, F v, int64_t count) {
+    if (count >= 16) return store(p, v);
+    alignas(64) float t[16];
+    store(t, v);
+    for (int64_t i = 0; i < count; i++) p[i] = t[i];
+}
+
+constexpr int kBand = 8;   // image rows per task: neighbouring rows share most of what they read
+
+template <class Fn>
+inline void for_rows(int threads, int height, Fn&& fn) {
+    parallel_for(threads, (height + kBand - 1) / kBand, [&](int, int64_t band) {
+        const int stop = (int)(band + 1) * kBand < height ? (int)(band + 1) * kBand : height;
+        for (int y = (int)band * kBand; y < stop; y++) fn(y);
+    });
+}
+
+}  // namespace FF_ISA
+}  // namespace ff

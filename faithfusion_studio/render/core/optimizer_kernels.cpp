@@ -1,0 +1,220 @@
+// Sparse Adam, sixteen rows at a time, compiled once per instruction set.
+//
+// A row that the view did not see keeps its value, its moments and its count of updates, bit for bit, as in gsplat's
+// SelectiveAdam; bias correction uses the row's own count, so a row's first update is one step size long whenever it comes.
+// Each of a row's numbers moves by  rate sqrt(1 - beta2^t) / (1 - beta1^t) mean / (sqrt(square) + eps).
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "lanes.h"
+#include "optimizer.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+constexpr float kHuge = 1e18f;   // its square is still finite
+constexpr float kLimit = 100.0f; // regularisers grow no further beyond it
+constexpr int kRows = 16;        // rows of a block
+constexpr int kMaxWidth = 48;    // 16 SH coefficients of 3 colours
+constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
+constexpr int kTable = 1 << 15;  // updates after which beta2^t is below float precision
+
+// sqrt(1 - beta2^t) / (1 - beta1^t)
+const float* corrections() {
+    static const std::vector<float> table = [] {
+        std::vector<float> t(kTable, 0.0f);
+        double b1 = 1, b2 = 1;
+        for (int i = 1; i < kTable; i++) {
+            b1 *= kBeta1, b2 *= kBeta2;
+            t[i] = (float)(std::sqrt(1 - b2) / (1 - b1));
+        }
+        return t;
+    }();
+    return table.data();
+}
+
+FF_INLINE F exp_of(F x) { return exp2(clamp(x * F(kLog2E), F(-125.0f), F(125.0f))); }
+
+FF_INLINE F activated(Activation a, F x) {
+    if (a == Activation::None) return x;
+    if (a == Activation::Exp) return exp_of(x);
+    return F(1.0f) / (F(1.0f) + exp_of(-x));
+}
+
+// row[r] repeated `width` times each
+FF_INLINE void spread(const float* row, int width, float* out) {
+    for (int r = 0; r < kRows; r++)
+        for (int k = 0; k < width; k++) out[r * width + k] = row[r];
+}
+
+struct Block {
+    int64_t first = 0;   // first row
+    int rows = 0;        // 1..16
+    alignas(64) float factor[kRows] = {};   // bias correction of each row; 0 = leave alone
+};
+
+class Pass {
+public:
+    Pass(const AdamCall& call, const AdamKind* kinds, int count) : call_(call), kinds_(kinds), count_(count) {
+        for (int k = 0; k < count; k++)
+            for (int i = 0; i < kRows * kinds[k].width; i++) rates_[k][i] = kinds[k].rates[i % kinds[k].width];
+    }
+
+    void run(int64_t first, int64_t stop, AdamOutcome& out) const {
+        for (int64_t row = first; row < stop; row += kRows) {
+            Block b;
+            b.first = row;
+            b.rows = (int)std::min<int64_t>(kRows, stop - row);
+            uint32_t seen = 0;
+            for (int r = 0; r < b.rows; r++) seen |= (uint32_t)(!call_.visible || call_.visible[row + r]) << r;
+            if (!seen) continue;
+            if (!finite(b)) {
+                const uint32_t good = seen & finite_rows(b);
+                out.refused += __builtin_popcount(seen & ~good);
+                seen = good;
+            }
+            for (int r = 0; r < b.rows; r++)
+                if (seen >> r & 1) {
+                    const int t = call_.steps[row + r] + 1;
+                    call_.steps[row + r] = t;
+                    b.factor[r] = correction_[std::min(t, kTable - 1)];
+                }
+            for (int k = 0; k < count_; k++) update(b, k, out);
+        }
+    }
+
+private:
+    bool finite(const Block& b) const {
+        M ok = from_bits(0xffff);
+        for (int k = 0; k < count_; k++) {
+            const int64_t size = (int64_t)b.rows * kinds_[k].width;
+            const float* g = kinds_[k].gradient + b.first * kinds_[k].width;
+            for (int64_t i = 0; i < size; i += 16) ok = ok & (abs(load_part(g + i, size - i)) < F(kHuge));
+        }
+        return bits(ok) == 0xffff;
+    }
+
+    uint32_t finite_rows(const Block& b) const {
+        uint32_t good = 0;
+        for (int r = 0; r < b.rows; r++) {
+            bool ok = true;
+            for (int k = 0; k < count_; k++)
+                for (int i = 0; i < kinds_[k].width; i++)
+                    ok = ok && std::fabs(kinds_[k].gradient[(b.first + r) * kinds_[k].width + i]) < kHuge;
+            good |= (uint32_t)ok << r;
+        }
+        return good;
+    }
+
+    // Gradient of the regularisers with respect to the scales of 16 rows, [16, 3]; their value is added to `out`.
+    void regularise_scales(const Block& b, float* extra, AdamOutcome& out) const {
+        const ShapeTerms& w = call_.terms;
+        const float* scales = kinds_[call_.scales].activated + 3 * b.first;
+        const F inverse(1.0f / w.voxel), limit(kLimit), zero(0.0f);
+        const M seen = F(0.0f) < load(b.factor);
+        F s[3], g[3], value(0.0f);
+        for (int k = 0; k < 3; k++) s[k] = load_strided(scales + k, 3, b.rows);
+        for (int k = 0; k < 3; k++) {
+            const F size = s[k] * inverse;
+            value += F(w.scale / 3.0f) * min(size, limit);
+            g[k] = keep(size <= limit, F(w.scale / 3.0f) * inverse);
+        }
+        const F thin = min(min(s[0], s[1]), s[2]), longest = max(max(s[0], s[1]), s[2]);
+        const F middle = max(min(s[0], s[1]), min(max(s[0], s[1]), s[2]));
+        const F solid = max(middle, F(1e-9f)), aspect = longest / solid - F(w.max_aspect);
+        value += F(w.flat) * min(thin * inverse, limit) + F(w.shape) * min(max(aspect, zero), limit);
+        const M stretched = (zero < aspect) & (aspect <= limit);
+        const F pull = keep(stretched, F(w.shape) / solid), push = keep(F(1e-9f) <= middle, -pull * longest / solid);
+        const F flat = keep(thin * inverse <= limit, F(w.flat) * inverse);
+        M taken_thin = from_bits(0), taken_long = from_bits(0), taken_middle = from_bits(0);
+        for (int k = 0; k < 3; k++) {   // each role goes to one axis, the first that fits
+            const M is_long = andnot(longest <= s[k], taken_long);
+            taken_long = taken_long | is_long;
+            const M is_thin = andnot(andnot(s[k] <= thin, taken_thin), is_long);
+            taken_thin = taken_thin | is_thin;
+            const M is_middle = andnot(andnot(andnot((s[k] <= middle) & (middle <= s[k]), taken_middle), is_long), is_thin);
+            taken_middle = taken_middle | is_middle;
+            g[k] += keep(is_long, pull) + keep(is_thin, flat) + keep(is_middle, push);
+        }
+        alignas(64) float t[3][16];
+        for (int k = 0; k < 3; k++) store(t[k], g[k]);
+        for (int r = 0; r < kRows; r++)
+            for (int k = 0; k < 3; k++) extra[3 * r + k] = t[k][r];
+        out.regulariser += sum(keep(seen, value));
+    }
+
+    void update(const Block& b, int k, AdamOutcome& out) const {
+        const AdamKind& kind = kinds_[k];
+        const int64_t size = (int64_t)b.rows * kind.width, base = b.first * kind.width;
+        alignas(64) float factor[kRows * kMaxWidth], extra[kRows * 3];
+        if (kind.width == 1) spread(b.factor, 1, factor);
+        else if (kind.width == 3) spread(b.factor, 3, factor);
+        else if (kind.width == 4) spread(b.factor, 4, factor);
+        else spread(b.factor, kind.width, factor);
+        const bool shaped = k == call_.scales;
+        if (shaped) regularise_scales(b, extra, out);
+        const F b1((float)kBeta1), b2((float)kBeta2), c1((float)(1 - kBeta1)), c2((float)(1 - kBeta2)), eps(call_.eps);
+        for (int64_t i = 0; i < size; i += 16) {
+            const F f = load(factor + i);
+            const M moves = F(0.0f) < f;
+            if (!any(moves)) continue;
+            const int64_t left = size - i, p = base + i;
+            F g = load_part(kind.gradient + p, left);
+            if (shaped) g += load(extra + i);
+            if (kind.activation != Activation::None) {
+                const F a = load_part(kind.activated + p, left);
+                if (k == call_.opacities) {
+                    out.regulariser += sum(keep(moves, F(call_.terms.opacity) * a));
+                    g += F(call_.terms.opacity);
+                }
+                g = g * (kind.activation == Activation::Exp ? a : a * (F(1.0f) - a));
+            }
+            const F x = load_part(kind.value + p, left);
+            const F m0 = load_part(kind.mean + p, left), v0 = load_part(kind.square + p, left);
+            const F m = fma(b1, m0, c1 * g), v = fma(b2, v0, c2 * g * g);
+            F y = x - load(rates_[k] + i) * f * m / (sqrt(v) + eps);
+            if (call_.low < call_.high) y = clamp(y, F(call_.low), F(call_.high));
+            y = select(moves, y, x);
+            store_part(kind.value + p, y, left);
+            store_part(kind.mean + p, select(moves, m, m0), left);
+            store_part(kind.square + p, select(moves, v, v0), left);
+            if (kind.activated) store_part(kind.activated + p, select(moves, activated(kind.activation, y), load_part(kind.activated + p, left)), left);
+        }
+    }
+
+    const AdamCall& call_;
+    const AdamKind* kinds_;
+    int count_;
+    const float* correction_ = corrections();
+    alignas(64) float rates_[kMaxKinds][kRows * kMaxWidth];
+};
+
+AdamOutcome adam(const AdamCall& call, const AdamKind* kinds, int count, int threads) {
+    const Pass pass(call, kinds, count);
+    const int64_t chunks = (call.rows + kChunk - 1) / kChunk;
+    std::vector<AdamOutcome> parts(chunks);   // summed in order: the same for every thread count
+    parallel_for(threads, chunks, [&](int, int64_t c) {
+        pass.run(c * kChunk, std::min(call.rows, (c + 1) * kChunk), parts[c]);
+    });
+    AdamOutcome total;
+    for (const AdamOutcome& part : parts) total.regulariser += part.regulariser, total.refused += part.refused;
+    return total;
+}
+
+void activate(Activation a, const float* value, float* out, int64_t count, int threads) {
+    constexpr int64_t kPart = 1 << 14;
+    parallel_for(threads, (count + kPart - 1) / kPart, [&](int, int64_t c) {
+        const int64_t stop = std::min(count, (c + 1) * kPart);
+        for (int64_t i = c * kPart; i < stop; i += 16)
+            store_part(out + i, activated(a, load_part(value + i, stop - i)), stop - i);
+    });
+}
+
+}  // namespace
+
+OptimizerKernels optimizer_table() { return {&adam, &activate}; }
+
+}  // namespace FF_ISA
+}  // namespace ff
