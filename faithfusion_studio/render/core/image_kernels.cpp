@@ -32,110 +32,150 @@ FF_INLINE F blurred(const Window& w, const float* p) {
     return total;
 }
 
-// Sixteen pixels of one plane with a row of zeros where the image ends above or below.
-struct Column {
-    const float* rows[kTaps];
-    Column(const float* plane, const float* zeros, int64_t stride, int height, int y) {
+// The newest kTaps rows of several planes; rows outside the image are zero.
+class Ring {
+public:
+    Ring(float* memory, const float* zeros, int planes, int64_t stride, int height)
+        : memory_(memory), zeros_(zeros), planes_(planes), stride_(stride), height_(height) {}
+    float* row(int y, int plane) { return memory_ + ((y + kTaps) % kTaps * planes_ + plane) * stride_ + kPad; }
+    // The rows around y of one plane.
+    void column(int y, int plane, const float** rows) {
         for (int k = 0; k < kTaps; k++) {
-            const int row = y - kRadius + k;
-            rows[k] = row < 0 || row >= height ? zeros : plane + row * stride + kPad;
+            const int at = y - kRadius + k;
+            rows[k] = at < 0 || at >= height_ ? zeros_ + kPad : row(at, plane);
         }
     }
-    FF_INLINE F blurred(const Window& w, int x) const {
-        F total(0.0f);
-        for (int k = 0; k < kTaps; k++) total = fma(F(w.tap[k]), load(rows[k] + x), total);
-        return total;
+
+private:
+    float* memory_;
+    const float* zeros_;
+    int planes_;
+    int64_t stride_;
+    int height_;
+};
+
+// Sixteen pixels blurred along their column.
+FF_INLINE F blurred(const Window& w, const float* const* rows, int x) {
+    F total(0.0f);
+    for (int k = 0; k < kTaps; k++) total = fma(F(w.tap[k]), load(rows[k] + x), total);
+    return total;
+}
+
+// One colour of a band of rows, from top to bottom. Everything between image and gradient lives in two rings that fit a
+// core's own cache; rows that two bands need are computed by both, to the same bits.
+class Band {
+public:
+    Band(const ImagePlanes& in, const Window& window, int channel, float* memory, const float* zeros)
+        : in_(in), w_(window), shown_(in.shown + channel * in.plane()), target_(in.target + channel * in.plane()),
+          gradient_(in.gradient + channel * in.plane()), slopes_(memory + kTaps * 5 * in.stride, zeros, 3, in.stride, in.height),
+          moments_(memory, zeros, 5, in.stride, in.height), scratch_(memory + kTaps * 8 * in.stride),
+          scale_(1.0f / (3.0f * (float)in.width * (float)in.height)) {}
+
+    static int64_t floats(int64_t stride) { return (kTaps * 8 + 3) * stride; }
+
+    // loss[y] is written for y in [first, stop)
+    void run(int first, int stop, double* loss) {
+        std::fill_n(scratch_, 3 * in_.stride, 0.0f);
+        for (int y = std::max(0, first - 2 * kRadius); y < stop + 2 * kRadius; y++) {
+            if (y < in_.height) blur_row(y);
+            const int middle = y - kRadius, last = middle - kRadius;
+            if (middle >= std::max(0, first - kRadius) && middle < std::min(in_.height, stop + kRadius)) {
+                const double value = slope_row(middle);
+                if (middle >= first && middle < stop) loss[middle] = in_.ssim_share * value;
+            }
+            if (last >= first && last < stop) loss[last] += (1 - in_.ssim_share) * gradient_row(last);
+        }
     }
+
+private:
+    void blur_row(int y) {   // x, y, xx, yy, xy
+        const float *px = shown_ + in_.row(y), *py = target_ + in_.row(y);
+        float* out[5];
+        for (int i = 0; i < 5; i++) out[i] = moments_.row(y, i);
+        for (int x = 0; x < in_.width; x += 16) {
+            F m[5] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
+            for (int k = 0; k < kTaps; k++) {
+                const F a = load(px + x + k - kRadius), b = load(py + x + k - kRadius), tap(w_.tap[k]);
+                const F ta = tap * a, tb = tap * b;
+                m[0] += ta, m[1] += tb;
+                m[2] = fma(ta, a, m[2]), m[3] = fma(tb, b, m[3]), m[4] = fma(ta, b, m[4]);
+            }
+            for (int i = 0; i < 5; i++) store(out[i] + x, m[i]);
+        }
+    }
+
+    FF_INLINE F weight(int y, int x) const {
+        return in_.weight ? load_part(in_.weight + (int64_t)y * in_.width + x, in_.width - x) : F(1.0f);
+    }
+
+    double slope_row(int y) {   // dS/dmx, dS/dxx, dS/dxy, blurred along the row; returns the sum of weight (1 - S)
+        const float* columns[5][kTaps];
+        for (int i = 0; i < 5; i++) moments_.column(y, i, columns[i]);
+        F total(0.0f);
+        for (int x = 0; x < in_.width; x += 16) {
+            const M inside = first_lanes(in_.width - x);
+            const F two(2.0f), mx = blurred(w_, columns[0], x), my = blurred(w_, columns[1], x);
+            const F xx = blurred(w_, columns[2], x), yy = blurred(w_, columns[3], x), xy = blurred(w_, columns[4], x);
+            const F a1 = two * mx * my + F(kC1), a2 = two * (xy - mx * my) + F(kC2);
+            const F b1 = mx * mx + my * my + F(kC1), b2 = xx - mx * mx + yy - my * my + F(kC2);
+            const F inverse = F(1.0f) / (b1 * b2), s = a1 * a2 * inverse, w = weight(y, x);
+            const F f = keep(inside, w * F(-in_.ssim_share * scale_));   // d loss / d s
+            float* d = scratch_ + kPad + x;
+            store(d, f * (two * my * (a2 - a1) * inverse - s * two * mx * (b2 - b1) * inverse));
+            store(d + in_.stride, -f * s * b1 * inverse);
+            store(d + 2 * in_.stride, f * two * a1 * inverse);
+            total += keep(inside, w * (F(1.0f) - s));
+        }
+        for (int i = 0; i < 3; i++) {
+            float* out = slopes_.row(y, i);
+            for (int x = 0; x < in_.width; x += 16) store(out + x, blurred(w_, scratch_ + i * in_.stride + kPad + x));
+        }
+        return sum(total);
+    }
+
+    double gradient_row(int y) {   // returns the sum of weight |x - y|
+        const float* columns[3][kTaps];
+        for (int i = 0; i < 3; i++) slopes_.column(y, i, columns[i]);
+        const F zero(0.0f);
+        F total(0.0f);
+        for (int x = 0; x < in_.width; x += 16) {
+            const F a = load(shown_ + in_.row(y) + x), b = load(target_ + in_.row(y) + x), difference = a - b, w = weight(y, x);
+            const F sign = keep(zero < difference, F(1.0f)) - keep(difference < zero, F(1.0f));
+            const F g = blurred(w_, columns[0], x) + F(2.0f) * a * blurred(w_, columns[1], x) + b * blurred(w_, columns[2], x) +
+                        w * F((1 - in_.ssim_share) * scale_) * sign;
+            store(gradient_ + in_.row(y) + x, keep(zero < w, g));
+            total += w * abs(difference);   // zero beyond the width
+        }
+        return sum(total);
+    }
+
+    const ImagePlanes& in_;
+    const Window& w_;
+    const float *shown_, *target_;
+    float* gradient_;
+    Ring slopes_, moments_;
+    float* scratch_;
+    float scale_;
 };
 
 }  // namespace
 
 double compare(const ImagePlanes& in, int threads) {
-    const int width = in.width, height = in.height;
-    const int64_t stride = in.stride, plane = in.plane();
-    const Window window;
-    Buffer moments_buffer, slopes_buffer;
-    float* moments = moments_buffer.get<float>(15 * plane);   // [channel][x, y, xx, yy, xy], blurred along rows
-    float* slopes = slopes_buffer.get<float>(9 * plane);      // [channel][dS/dmx, dS/dxx, dS/dxy], likewise
-    const std::vector<float> zeros(stride, 0.0f);
-    std::vector<double> row_loss(height, 0.0);
-    const float scale = 1.0f / (3.0f * (float)width * (float)height), share = in.ssim_share;
-
-    for_rows(threads, height, [&](int y) {
-        for (int channel = 0; channel < 3; channel++) {
-            const float *px = in.shown + channel * plane + in.row(y), *py = in.target + channel * plane + in.row(y);
-            float* out = moments + 5 * channel * plane + in.row(y);
-            for (int x = 0; x < width; x += 16) {
-                F m[5] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
-                for (int k = 0; k < kTaps; k++) {
-                    const F a = load(px + x + k - kRadius), b = load(py + x + k - kRadius), tap(window.tap[k]);
-                    const F ta = tap * a, tb = tap * b;
-                    m[0] += ta, m[1] += tb;
-                    m[2] = fma(ta, a, m[2]), m[3] = fma(tb, b, m[3]), m[4] = fma(ta, b, m[4]);
-                }
-                for (int i = 0; i < 5; i++) store(out + i * plane + x, m[i]);
-            }
-        }
+    static const Window window;
+    const int height = in.height;
+    const int bands = std::max({1, 2 * ((height + 64) / 128), std::min(threads, height / 32)});
+    const int rows = (height + bands - 1) / bands;
+    const std::vector<float> zeros(in.stride, 0.0f);
+    std::vector<double> loss(3 * (size_t)height, 0.0);
+    parallel_for(threads, 3 * bands, [&](int, int64_t task) {
+        const int channel = (int)(task % 3), first = (int)(task / 3) * rows;
+        Buffer memory;
+        Band band(in, window, channel, memory.get<float>(Band::floats(in.stride)), zeros.data());
+        band.run(first, std::min(height, first + rows), loss.data() + (size_t)channel * height);
     });
-
-    for_rows(threads, height, [&](int y) {
-        std::vector<float> scratch(3 * stride, 0.0f);
-        double value = 0;
-        for (int channel = 0; channel < 3; channel++) {
-            const float* planes = moments + 5 * channel * plane;
-            const Column cx(planes, zeros.data(), stride, height, y), cy(planes + plane, zeros.data(), stride, height, y);
-            const Column cxx(planes + 2 * plane, zeros.data(), stride, height, y), cyy(planes + 3 * plane, zeros.data(), stride, height, y);
-            const Column cxy(planes + 4 * plane, zeros.data(), stride, height, y);
-            F row(0.0f);
-            for (int x = 0; x < width; x += 16) {
-                const M inside = first_lanes(width - x);
-                const F mx = cx.blurred(window, x), my = cy.blurred(window, x), xy = cxy.blurred(window, x);
-                const F xx = cxx.blurred(window, x), yy = cyy.blurred(window, x), two(2.0f);
-                const F a1 = two * mx * my + F(kC1), a2 = two * (xy - mx * my) + F(kC2);
-                const F b1 = mx * mx + my * my + F(kC1), b2 = xx - mx * mx + yy - my * my + F(kC2);
-                const F inverse = F(1.0f) / (b1 * b2), s = a1 * a2 * inverse;
-                const F w = in.weight ? load_part(in.weight + (int64_t)y * width + x, width - x) : F(1.0f);
-                const F f = keep(inside, w * F(-share * scale));   // d loss / d s
-                float* d = scratch.data() + kPad + x;
-                store(d, f * (two * my * (a2 - a1) * inverse - s * two * mx * (b2 - b1) * inverse));
-                store(d + stride, -f * s * b1 * inverse);
-                store(d + 2 * stride, f * two * a1 * inverse);
-                row += keep(inside, w * (F(1.0f) - s));
-            }
-            value += sum(row);
-            for (int m = 0; m < 3; m++) {
-                float* out = slopes + (3 * channel + m) * plane + in.row(y);
-                for (int x = 0; x < width; x += 16) store(out + x, blurred(window, scratch.data() + m * stride + kPad + x));
-            }
-        }
-        row_loss[y] = share * value;
-    });
-
-    for_rows(threads, height, [&](int y) {
-        double value = 0;
-        for (int channel = 0; channel < 3; channel++) {
-            const float* planes = slopes + 3 * channel * plane;
-            const Column c0(planes, zeros.data(), stride, height, y), c1(planes + plane, zeros.data(), stride, height, y);
-            const Column c2(planes + 2 * plane, zeros.data(), stride, height, y);
-            const int64_t at = channel * plane + in.row(y);
-            F row(0.0f);
-            for (int x = 0; x < width; x += 16) {
-                const F a = load(in.shown + at + x), b = load(in.target + at + x), difference = a - b, zero(0.0f);
-                const F w = in.weight ? load_part(in.weight + (int64_t)y * width + x, width - x) : F(1.0f);
-                const F sign = keep(zero < difference, F(1.0f)) - keep(difference < zero, F(1.0f));
-                const F g = c0.blurred(window, x) + F(2.0f) * a * c1.blurred(window, x) + b * c2.blurred(window, x) +
-                            w * F((1 - share) * scale) * sign;
-                store(in.gradient + at + x, keep(zero < w, g));
-                row += w * abs(difference);   // zero beyond the width
-            }
-            value += sum(row);
-        }
-        row_loss[y] += (1 - share) * value;
-    });
-
-    double total = 0;
-    for (double value : row_loss) total += value;
-    return total * scale;
+    double total = 0;   // in order: the same for every thread count and number of bands
+    for (double value : loss) total += value;
+    return total / (3.0 * in.width * height);
 }
 
 namespace {

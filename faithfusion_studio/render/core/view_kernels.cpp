@@ -32,35 +32,74 @@ struct Work2D {   // planes of one call, laid out like those of ImagePlanes
     }
 };
 
-inline void behind_at(const ViewLoss& in, int64_t p, float* color) {
-    for (int c = 0; c < 3; c++) color[c] = in.behind ? in.behind[3 * p + c] : 0.0f;
+// A row of an interleaved image as one line per channel, zero beyond the width, and back.
+template <int kChannels>
+inline void part_row(const float* image, int width, int64_t line, float* lines) {
+    for (int c = 0; c < kChannels; c++) {
+        float* out = lines + c * line;
+        for (int x = 0; x < width; x++) out[x] = image[kChannels * x + c];
+        for (int64_t x = width; x < line; x++) out[x] = 0.0f;
+    }
 }
 
-inline float depth_at(const ViewLoss& in, int64_t p) { return in.rendered[4 * p + 3] / std::max(in.alpha[p], kEmpty); }
+template <int kChannels>
+inline void join_row(const float* lines, int width, int64_t line, float* image) {
+    for (int x = 0; x < width; x++)
+        for (int c = 0; c < kChannels; c++) image[kChannels * x + c] = lines[c * line + x];
+}
+
+// One row of a view, channel by channel.
+struct Row {
+    int width, y;
+    int64_t line, first;          // floats per line; index of the first pixel
+    std::vector<float> memory;
+    float *rendered, *behind;     // [4][line], [3][line]
+    float *v_rendered, *v_behind; // gradients, likewise
+
+    Row(const ViewLoss& in, int y)
+        : width(in.width), y(y), line((in.width + 15) / 16 * 16), first((int64_t)y * in.width), memory(14 * line) {
+        rendered = memory.data(), behind = rendered + 4 * line, v_rendered = behind + 3 * line, v_behind = v_rendered + 4 * line;
+        part_row<4>(in.rendered + 4 * first, width, line, rendered);
+        if (in.behind) part_row<3>(in.behind + 3 * first, width, line, behind);
+    }
+};
+
+FF_INLINE F depth_of(F accumulated, F alpha) { return accumulated / max(alpha, F(kEmpty)); }
+
+// Colours as rendered, before the exposure.
+FF_INLINE void composed(const Row& row, int x, F alpha, F* rgb) {
+    for (int c = 0; c < 3; c++)
+        rgb[c] = fma(F(1.0f) - alpha, load(row.behind + c * row.line + x), load(row.rendered + c * row.line + x));
+}
 
 void compose_row(const ViewLoss& in, Work2D& work, int y) {
-    const int64_t plane = work.planes.plane(), row = work.planes.row(y), stride = work.planes.stride;
-    for (int k = 0; k < 6; k++) std::fill_n(work.planes.shown + k * plane + row - kPad, stride, 0.0f);
-    std::fill_n(work.inverse + row - kPad, stride, 1.0f);
-    std::fill_n(work.solid + row - kPad, stride, 0.0f);
-    for (int x = 0; x < in.width; x++) {
-        const int64_t p = (int64_t)y * in.width + x;
-        const float through = 1.0f - in.alpha[p];
-        float rgb[3], behind[3], shown[3];
-        behind_at(in, p, behind);
-        for (int c = 0; c < 3; c++) shown[c] = rgb[c] = in.rendered[4 * p + c] + through * behind[c];
-        if (const float* e = in.exposure)
-            for (int c = 0; c < 3; c++) shown[c] = e[4 * c] * rgb[0] + e[4 * c + 1] * rgb[1] + e[4 * c + 2] * rgb[2] + e[4 * c + 3];
-        const bool counts = !in.weight || in.weight[p] > 0;
+    const int64_t plane = work.planes.plane(), at = work.planes.row(y), stride = work.planes.stride;
+    for (int k = 0; k < 6; k++) std::fill_n(work.planes.shown + k * plane + at - kPad, stride, 0.0f);
+    std::fill_n(work.inverse + at - kPad, stride, 1.0f);
+    std::fill_n(work.solid + at - kPad, stride, 0.0f);
+    const Row row(in, y);
+    for (int c = 0; c < 3; c++)
+        for (int x = 0; x < row.width; x++) work.planes.target[c * plane + at + x] = in.image[3 * (row.first + x) + c];
+    for (int x = 0; x < row.width; x += 16) {
+        const int64_t left = row.width - x;
+        const F alpha = load_part(in.alpha + row.first + x, left);
+        F rgb[3], shown[3];
+        composed(row, x, alpha, rgb);
         for (int c = 0; c < 3; c++) {
-            const float target = in.image[3 * p + c];
-            work.planes.target[c * plane + row + x] = target;
-            work.planes.shown[c * plane + row + x] = counts ? shown[c] : target;
+            shown[c] = rgb[c];
+            if (const float* e = in.exposure)
+                shown[c] = fma(F(e[4 * c]), rgb[0], fma(F(e[4 * c + 1]), rgb[1], fma(F(e[4 * c + 2]), rgb[2], F(e[4 * c + 3]))));
         }
-        if (in.alpha[p] > kSolid) {
-            work.solid[row + x] = 1.0f;
-            work.inverse[row + x] = 1.0f / std::max(depth_at(in, p), kNearest);
+        const M inside = first_lanes(left);
+        const M counts = in.weight ? F(0.0f) < load_part(in.weight + row.first + x, left) : inside;
+        for (int c = 0; c < 3; c++) {
+            const F target = load(work.planes.target + c * plane + at + x);
+            store(work.planes.shown + c * plane + at + x, select(counts, shown[c], target));
         }
+        const M solid = F(kSolid) < alpha;
+        const F depth = max(depth_of(load(row.rendered + 3 * row.line + x), alpha), F(kNearest));
+        store(work.inverse + at + x, select(solid, F(1.0f) / depth, F(1.0f)));
+        store(work.solid + at + x, keep(solid, F(1.0f)));
     }
 }
 
@@ -100,58 +139,71 @@ struct RowSums {
     double loss = 0, exposure[12] = {};
 };
 
-float plane_slope(const ViewLoss& in, const Work2D& work, int x, int y) {
+// d plane term / d depth of sixteen pixels
+FF_INLINE F plane_slope(const ViewLoss& in, const Work2D& work, int x, int y) {
     const int64_t at = work.planes.row(y) + x, stride = work.planes.stride;
-    float slope = work.bend_x[at - 1] + work.bend_x[at + 1] - 2 * work.bend_x[at] - 2 * work.bend_y[at];
-    if (y > 0) slope += work.bend_y[at - stride];
-    if (y + 1 < in.height) slope += work.bend_y[at + stride];
-    const float inverse = work.inverse[at];
-    return work.solid[at] > 0 && inverse < 1.0f / kNearest ? -slope * inverse * inverse : 0.0f;
+    const F two(2.0f);
+    F slope = load(work.bend_x + at - 1) + load(work.bend_x + at + 1) - two * (load(work.bend_x + at) + load(work.bend_y + at));
+    if (y > 0) slope += load(work.bend_y + at - stride);
+    if (y + 1 < in.height) slope += load(work.bend_y + at + stride);
+    const F inverse = load(work.inverse + at);
+    return keep((F(0.0f) < load(work.solid + at)) & (inverse < F(1.0f / kNearest)), -slope * inverse * inverse);
 }
 
+FF_INLINE F sign_of(F x) { return keep(F(0.0f) < x, F(1.0f)) - keep(x < F(0.0f), F(1.0f)); }
+
 void take_apart_row(const ViewLoss& in, const Work2D& work, int y, RowSums& sums) {
-    const int64_t plane = work.planes.plane(), row = work.planes.row(y);
+    const int64_t plane = work.planes.plane(), at = work.planes.row(y);
     const float pixel = 1.0f / ((float)in.width * in.height);
-    for (int x = 0; x < in.width; x++) {
-        const int64_t p = (int64_t)y * in.width + x;
-        const float a = in.alpha[p], through = 1.0f - a;
-        float v[3], rgb[3], behind[3], v_alpha = 0, v_depth = 0;
-        behind_at(in, p, behind);
-        for (int c = 0; c < 3; c++) v[c] = work.planes.gradient[c * plane + row + x];
+    const F one(1.0f), sky(in.weights.sky * pixel), road(in.weights.ground * pixel);
+    Row row(in, y);
+    F loss(0.0f), exposure[12];
+    for (F& e : exposure) e = F(0.0f);
+    for (int x = 0; x < row.width; x += 16) {
+        const int64_t left = row.width - x, p = row.first + x;
+        const M inside = first_lanes(left);
+        const F alpha = load_part(in.alpha + p, left), through = one - alpha;
+        F v[3], v_alpha(0.0f), v_depth(0.0f);
+        for (int c = 0; c < 3; c++) v[c] = keep(inside, load(work.planes.gradient + c * plane + at + x));
         if (const float* e = in.exposure) {
-            for (int c = 0; c < 3; c++) rgb[c] = in.rendered[4 * p + c] + through * behind[c];
+            F rgb[3], w[3];
+            composed(row, x, alpha, rgb);
             for (int c = 0; c < 3; c++) {
-                for (int k = 0; k < 3; k++) sums.exposure[4 * c + k] += v[c] * rgb[k];
-                sums.exposure[4 * c + 3] += v[c];
+                for (int k = 0; k < 3; k++) exposure[4 * c + k] = fma(v[c], rgb[k], exposure[4 * c + k]);
+                exposure[4 * c + 3] += v[c];
             }
-            float w[3];
-            for (int k = 0; k < 3; k++) w[k] = v[0] * e[k] + v[1] * e[4 + k] + v[2] * e[8 + k];
-            std::copy(w, w + 3, v);
+            for (int k = 0; k < 3; k++) w[k] = fma(v[0], F(e[k]), fma(v[1], F(e[4 + k]), v[2] * F(e[8 + k])));
+            for (int k = 0; k < 3; k++) v[k] = w[k];
         }
         for (int c = 0; c < 3; c++) {
-            in.v_rendered[4 * p + c] = v[c];
-            v_alpha -= v[c] * behind[c];
-            if (in.v_behind) in.v_behind[3 * p + c] = through * v[c];
+            store(row.v_rendered + c * row.line + x, v[c]);
+            v_alpha -= v[c] * load(row.behind + c * row.line + x);
+            store(row.v_behind + c * row.line + x, through * v[c]);
         }
         if (in.sky_share) {
-            const float share = in.sky_share[p];
-            sums.loss += in.weights.sky * pixel * (a * share + through * (1 - share));
-            v_alpha += in.weights.sky * pixel * (2 * share - 1);
+            const F share = load_part(in.sky_share + p, left);
+            loss += keep(inside, sky * (alpha * share + through * (one - share)));
+            v_alpha += sky * (F(2.0f) * share - one);
         }
-        const float depth = depth_at(in, p);
-        if (in.ground && in.ground[p] > 0 && a > kSolid) {
-            const float expected = std::max(in.ground[p], 1e-3f), error = (depth - in.ground[p]) / expected;
-            if (std::fabs(error) < kRoadBand) {
-                sums.loss += in.weights.ground * pixel * std::fabs(error);
-                v_depth += in.weights.ground * pixel / expected * (error > 0 ? 1.0f : error < 0 ? -1.0f : 0.0f);
-            }
+        const F depth = depth_of(load(row.rendered + 3 * row.line + x), alpha);
+        if (in.ground) {
+            const F ground = load_part(in.ground + p, left), expected = max(ground, F(1e-3f)), error = (depth - ground) / expected;
+            const M counts = (F(0.0f) < ground) & (F(kSolid) < alpha) & (abs(error) < F(kRoadBand));
+            loss += keep(counts, road * abs(error));
+            v_depth += keep(counts, road * sign_of(error) / expected);
         }
         if (in.weights.plane > 0) v_depth += plane_slope(in, work, x, y);
-        const float v_sum = v_depth / std::max(a, kEmpty);
-        in.v_rendered[4 * p + 3] = v_sum;
-        in.v_alpha[p] = v_alpha - (a > kEmpty ? v_sum * depth : 0.0f);
+        const F v_sum = v_depth / max(alpha, F(kEmpty));
+        store(row.v_rendered + 3 * row.line + x, v_sum);
+        store_part(in.v_alpha + p, v_alpha - keep(F(kEmpty) < alpha, v_sum * depth), left);
     }
+    join_row<4>(row.v_rendered, row.width, row.line, in.v_rendered + 4 * row.first);
+    if (in.v_behind) join_row<3>(row.v_behind, row.width, row.line, in.v_behind + 3 * row.first);
+    sums.loss += sum(loss);
+    for (int k = 0; k < 12; k++) sums.exposure[k] = sum(exposure[k]);
 }
+
+float depth_at(const ViewLoss& in, int64_t p) { return in.rendered[4 * p + 3] / std::max(in.alpha[p], kEmpty); }
 
 double known_depths(const ViewLoss& in) {
     auto error = [&](int64_t i) { return (depth_at(in, in.pixels[i]) - in.depths[i]) / in.depths[i]; };
