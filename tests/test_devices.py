@@ -8,8 +8,10 @@ from elsewhere import Elsewhere, elsewhere, to_host
 from fusion.worlds import drive_camera, tiny_capture, tiny_world
 
 from faithfusion_studio.cameras import Segment
+from faithfusion_studio.fusion.reconstruction import Reconstruction
 from faithfusion_studio.fusion.repairing import repair_stage
-from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.fusion.schedule import FusionConfig, ReconstructionConfig, Stage
+from faithfusion_studio.fusion.trainer import Trainer
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.information import (
     add_views,
@@ -21,6 +23,7 @@ from faithfusion_studio.information import (
 from faithfusion_studio.render.views import ViewOptions, rasterize_view, render_view
 from faithfusion_studio.repair import create_repairer
 from faithfusion_studio.scene import CubemapSky, RigidNode, Scene
+from faithfusion_studio.studio.checks import check_frame
 from faithfusion_studio.studio.compose import Still, compose, with_message
 from faithfusion_studio.studio.layers import HISTOGRAM_BINS, ViewLayers
 from faithfusion_studio.studio.view_state import ViewState
@@ -132,3 +135,39 @@ def test_a_repair_comes_back_to_the_cpu(known, device) -> None:
         assert found.hpr_changed == 0
         agree = found.ucr == same_frame.ucr
         assert float(agree.float().mean()) > 0.99
+
+
+def test_distillation_grows_and_learns_there(known, device) -> None:
+    away = known.to(device)
+    stage = Stage(segment=(1, 3), lateral_offset=0.8, eig_threshold=0.3)
+    frames = list(repair_stage(away, stage, create_repairer("reprojection")))
+    frames = [replace(frame, accepted=True) for frame in frames]
+    config = FusionConfig(warm_up=2, psnr_every=20, spawn=50, densify=True)
+    trainer = Trainer(away, frames, config, steps=42)
+    steps = list(trainer.run())
+    assert all(step.loss == step.loss for step in steps)
+    learned = trainer.scene()
+    assert learned.device == device
+    assert isinstance(learned.background.shN, Elsewhere)
+    assert trainer.change is not None
+    assert len(trainer.change.source) == len(learned.background)
+    again = Trainer(learned, frames, config, steps=1, optimizer_state=trainer.optimizer_state())
+    assert len(list(again.run())) == 1
+
+
+def test_a_recording_is_reconstructed_there(scene, device) -> None:
+    config = ReconstructionConfig(steps=40, scale=1.0, max_gaussians=2000, holdout_every=4)
+    work = Reconstruction(scene.capture, config, device=device)
+    losses = [progress.loss for progress in work.run()]
+    assert sum(losses[-8:]) < sum(losses[:8])
+    learned = work.scene()
+    assert learned.device == device
+    assert isinstance(learned.sky.texels, Elsewhere)
+    assert isinstance(learned.exposures, Elsewhere)
+    assert work.report(learned).psnr_train > 10
+
+
+def test_the_studio_s_check_of_a_frame_is_the_same_there(known, device) -> None:
+    found, expected = check_frame(known.to(device), 1), check_frame(known, 1)
+    assert abs(found.psnr - expected.psnr) < 1e-2
+    assert abs(found.ause - expected.ause) < 1e-2

@@ -43,13 +43,13 @@ def reconstruct(args: a.Reconstruct) -> Result:
     from faithfusion_studio.fusion.reconstruction import Reconstruction
     from faithfusion_studio.io import load_capture, save_scene
 
-    config = _reconstruction_config(args)
+    config, device = _reconstruction_config(args), chosen_device(args.device)
     capture = select_frames(load_capture(args.capture), args.cameras, args.every)
     for note in capture.notes:
         say(note)
     with reserved(args.out, args.capture), interruptible("saving what is trained") as stop:
         say(f"reconstructing {len(capture)} frames; Ctrl+C saves what is trained.")
-        work = Reconstruction(capture, config)
+        work = Reconstruction(capture, config, device=device)
         line = ProgressLine("step")
         for progress in work.run():
             note = f"loss {progress.loss:.3f}  {progress.num_gaussians:,} Gaussians"
@@ -280,5 +280,5 @@ def psnr_recorded(scene: Scene, at_most: int = 60) -> float:
         rgb = render_view(scene, camera).rgb
         if scene.exposures is not None:
             rgb = apply_exposure(rgb, scene.exposures[index]).clamp(0, 1)
-        values.append(psnr(rgb, frame.image((camera.width, camera.height))))
+        values.append(psnr(rgb.cpu(), frame.image((camera.width, camera.height))))
     return _mean(values)

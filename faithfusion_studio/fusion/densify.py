@@ -50,11 +50,10 @@ class DensifyPolicy(Protocol):
         ...
 
 
-def initial_state(count: int) -> DensifyState:
+def initial_state(count: int, device: torch.device | str = "cpu") -> DensifyState:
     """Statistics of nothing seen yet."""
-    return DensifyState(
-        torch.zeros(count), torch.zeros(count, dtype=torch.int32), torch.zeros(count)
-    )
+    zeros = torch.zeros(count, device=device)
+    return DensifyState(zeros, zeros.to(torch.int32), zeros.clone())
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class GradientDensify:
         means, log_scales = parameters["means"][born], parameters["log_scales"][born]
         halves = split[born]
         noise = torch.randn(int(halves.sum()), 3, generator=generator)
-        noise = noise * parameters.scales[born[halves]]
+        noise = noise.to(means.device) * parameters.scales[born[halves]]
         rotation = quat_to_rotmat(parameters["quats"][born[halves]])
         means[halves] += (rotation @ noise[..., None]).squeeze(-1)
         log_scales[halves] -= math.log(1.6)
@@ -140,14 +139,16 @@ def _placed(
     """
     before, holes = len(drop), drop.nonzero().squeeze(-1)
     count = before - len(holes) + len(born)
-    source = torch.arange(max(before, count))
-    is_new = torch.zeros(len(source), dtype=torch.bool)
+    device = drop.device
+    source = torch.arange(max(before, count), device=device)
+    is_new = torch.zeros(len(source), dtype=torch.bool, device=device)
     is_new[replaced] = True
     filled = holes[: len(born)]
-    places = torch.cat([filled, torch.arange(before, before + len(born) - len(filled))])
+    behind = torch.arange(before, before + len(born) - len(filled), device=device)
+    places = torch.cat([filled, behind])
     source[places], is_new[places] = born, True
     # Rows still free are taken by the last ones that stay.
-    free = torch.zeros(len(source), dtype=torch.bool)
+    free = torch.zeros(len(source), dtype=torch.bool, device=device)
     free[holes[len(born) :]] = True
     gaps = free[:count].nonzero().squeeze(-1)
     movers = count + (~free[count:]).nonzero().squeeze(-1)

@@ -66,6 +66,11 @@ class Learner:
                 [self._exposures], lr=rates.exposure, eps=1e-15
             )
 
+    @property
+    def device(self) -> torch.device:
+        """Where everything is drawn and learned; views are moved there."""
+        return self._scene.device
+
     def snapshot(self) -> Scene:
         """A frozen copy of the scene as it is now; its stored evidence is dropped, being of older rows."""
         sky, exposures = self._scene.sky, self._scene.exposures
@@ -94,6 +99,7 @@ class Learner:
         Returns:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
         """
+        view = view.to(self.device)
         leaves = self.parameters.leaves()
         rendered, alphas, meta = self._rasterize(leaves, view.camera, sh_degree, absgrad=absgrad)
         texels = None if self._sky is None else self._sky.value.detach().requires_grad_()

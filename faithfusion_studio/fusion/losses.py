@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +45,18 @@ class TrainingView:
     """0..1, how much each pixel looks like sky."""
     source: str = "recorded"
     """"recorded" or "repaired"."""
+
+    def to(self, device: torch.device) -> TrainingView:
+        """The same view with its pixels where they are learned from; returns self where they are."""
+        if self.image.device == device:
+            return self
+        names = ("image", "weight", "ground", "sky_share")
+        given = {name: getattr(self, name) for name in names}
+        depth = self.depth
+        if depth is not None:
+            depth = SparseDepth(depth.pixels.to(device), depth.depths.to(device))
+        moved = {name: t if t is None else t.to(device) for name, t in given.items()}
+        return replace(self, depth=depth, **moved)
 
 
 def eig_weight(

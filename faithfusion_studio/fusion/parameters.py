@@ -269,7 +269,7 @@ class GaussianParameters:
         count = len(change.source)
         if count > len(self._steps):
             self.reserve(int(_SPARE * count))
-        moved = (change.source != torch.arange(count)) | change.is_new
+        moved = (change.source != torch.arange(count, device=change.source.device)) | change.is_new
         moved[self._rows :] = True
         rows = moved.nonzero().squeeze(-1)
         fresh = change.is_new.nonzero().squeeze(-1)
@@ -293,11 +293,9 @@ class GaussianParameters:
 
     def append(self, gaussians: Gaussians) -> TopologyChange:
         """Add rows at the end; returns the change for sidecars (new rows point at row 0)."""
-        count, extra = len(self), len(gaussians)
-        change = TopologyChange(
-            source=torch.cat([torch.arange(count), torch.zeros(extra, dtype=torch.long)]),
-            is_new=torch.arange(count + extra) >= count,
-        )
+        count, extra, device = len(self), len(gaussians), self.provenance.device
+        rows, gaussians = torch.arange(count + extra, device=device), gaussians.to(device)
+        change = TopologyChange(source=rows * (rows < count), is_new=rows >= count)
         self.edit_rows(change, {kind: getattr(gaussians, kind) for kind in KINDS})
         self.provenance[count:] = gaussians.provenance
         return change

@@ -13,7 +13,7 @@ from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.fusion.densify import GradientDensify, initial_state
+from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.ground import fit_ground
 from faithfusion_studio.fusion.initialize import (
     camera_height,
@@ -80,9 +80,16 @@ class Reconstruction:
     Args:
         capture: Frames with poses; points help (see `initialize`).
         config: See `ReconstructionConfig`.
+        device: Where to draw and learn.
     """
 
-    def __init__(self, capture: Capture, config: ReconstructionConfig) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        config: ReconstructionConfig,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.capture, self.config = capture, config
         every = config.holdout_every
         indices = range(len(capture))
@@ -95,10 +102,10 @@ class Reconstruction:
         self._steps_done, self._seconds = 0, 0.0
         self._ground = fit_ground(capture, camera_height(capture))
         self._first_sky = initial_sky(capture.select(self.training), config.sky_resolution)
-        self._learner, self._densify = self._prepare()
-        self._state = initial_state(len(self._learner.parameters))
+        self._learner, self._densify = self._prepare(torch.device(device))
+        self._state = self._fresh_state()
 
-    def _prepare(self) -> tuple[Learner, GradientDensify]:
+    def _prepare(self, device: torch.device) -> tuple[Learner, GradientDensify]:
         config = self.config
         trained = self.capture.select(self.training)
         pixels = sum(f.camera.width * f.camera.height for f in trained.frames) * config.scale**2
@@ -116,6 +123,7 @@ class Reconstruction:
             capture=self.capture,
             exposures=exposures,
         )
+        scene = scene.to(device)
         learner = Learner(scene, config.rates, config.weights, extent=extent, capacity=limit)
         return learner, GradientDensify(extent=extent, max_gaussians=limit)
 
@@ -172,7 +180,10 @@ class Reconstruction:
     def _change_rows(self) -> None:
         change = self._densify.update(self._learner.parameters, self._state, self._generator)
         if change is not None:
-            self._state = initial_state(len(self._learner.parameters))
+            self._state = self._fresh_state()
+
+    def _fresh_state(self) -> DensifyState:
+        return initial_state(len(self._learner.parameters), self._learner.device)
 
     def _progress(self, loss: float, budget: float) -> Progress:
         per_step = self._seconds / self._steps_done
@@ -222,5 +233,5 @@ class Reconstruction:
             rgb = render_view(scene, view.camera).rgb
             if exposed and scene.exposures is not None:
                 rgb = apply_exposure(rgb, scene.exposures[index]).clamp(0, 1)
-            values.append(psnr(rgb, view.image))
+            values.append(psnr(rgb.cpu(), view.image))
         return float(np.mean(values)) if values else math.nan

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.fusion.densify import GradientDensify, initial_state
+from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import TrainingView, eig_weight
 from faithfusion_studio.fusion.parameters import KINDS
@@ -112,7 +112,7 @@ class Trainer:
             provenance_of_new=int(Provenance.REPAIRED),
             prune_opacity=0.003,
         )
-        self._state = initial_state(len(self._learner.parameters))
+        self._state = self._fresh_state()
 
     # ----------------------------------------------------------------------------------- views
 
@@ -147,7 +147,7 @@ class Trainer:
         for index in _spread(len(self._recorded), 2 * MEASURED):
             camera = self._recorded[index].camera
             view = render_view(scene, camera)
-            surfaces.append(SeenSurface(camera, view.depth, view.alpha))
+            surfaces.append(SeenSurface(camera, view.depth.cpu(), view.alpha.cpu()))
         return surfaces
 
     # ------------------------------------------------------------------------------------ loop
@@ -193,7 +193,10 @@ class Trainer:
         change = self._densify.update(self._learner.parameters, self._state, self._generator)
         if change is not None:
             self.change = compose_changes(self.change, change)
-            self._state = initial_state(len(self._learner.parameters))
+            self._state = self._fresh_state()
+
+    def _fresh_state(self) -> DensifyState:
+        return initial_state(len(self._learner.parameters), self._learner.device)
 
     def psnr_recorded(self) -> float:
         """Mean PSNR over a few replayed frames as they are now, dB; NaN without a recording."""
@@ -208,7 +211,7 @@ class Trainer:
             rgb = render_view(scene, view.camera).rgb
             if scene.exposures is not None:
                 rgb = apply_exposure(rgb, scene.exposures[view.exposure_index]).clamp(0, 1)
-            values.append(psnr(rgb, view.image))
+            values.append(psnr(rgb.cpu(), view.image))
         return float(np.mean(values))
 
     def scene(self) -> Scene:

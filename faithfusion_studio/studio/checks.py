@@ -68,7 +68,7 @@ def check_frame(scene: Scene, index: int) -> FrameCheck:
         layers = ViewLayers(scene, camera, "block")
         held_out = index in held_out_frames(scene)
         exposure = None if held_out or scene.exposures is None else scene.exposures[index]
-        rendered = apply_exposure(layers.view.rgb.detach(), exposure).clamp(0, 1)
+        rendered = apply_exposure(layers.view.rgb.detach(), exposure).clamp(0, 1).cpu()
         error = (rendered - photo).abs().mean(-1)
         correlation = area = float("nan")
         if scene_has_evidence(scene):
@@ -84,7 +84,7 @@ def check_frame(scene: Scene, index: int) -> FrameCheck:
 
 
 def _agreement(layers: ViewLayers, error: Tensor) -> tuple[float, float]:
-    eig, residual = block_mean(layers.eig.eig), block_mean(error)
+    eig, residual = block_mean(layers.eig.eig.cpu()), block_mean(error)
     return spearman(eig, residual), ause(eig, residual)
 
 
