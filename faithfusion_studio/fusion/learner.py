@@ -197,7 +197,7 @@ class _LearnedSky:
         rows = self.value.view(-1, 3)
         self._mean, self._square = torch.zeros_like(rows), torch.zeros_like(rows)
         self._rates = torch.full((3,), rate, device=rows.device)
-        self._steps = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
+        self._clocks = torch.zeros(len(rows), 2, dtype=torch.int32, device=rows.device)
         self._done = 0
 
     def step(self, gradient: Float32[Tensor, "6 R R 3"]) -> None:
@@ -206,5 +206,5 @@ class _LearnedSky:
         kind = AdamKind(rows, self._mean, self._square, gradient.reshape(-1, 3), self._rates)
         # A texel that only leaks through opaque splats has gradients far below this eps and stays put.
         eps = corrected_eps(1e-4, self._done)
-        adam_step([kind], self._steps, None, eps=eps, limits=(0.0, 1.0))
         self._done += 1
+        adam_step([kind], self._clocks, self._done, None, eps=eps, limits=(0.0, 1.0))

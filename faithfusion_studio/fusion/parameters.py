@@ -35,9 +35,9 @@ def bytes_per_gaussian(sh_degree: int) -> int:
     """Memory that one row of `GaussianParameters` keeps for the whole of a training, bytes.
 
     With P = 11 + 3 (degree + 1)^2 numbers per Gaussian: 12 P for the value and two moments, 16 for activated
-    scales and opacity, 4 for the count of updates, 1 for the provenance and 1 for visibility.
+    scales and opacity, 8 for two clocks (see `adam_step`), 1 for the provenance and 1 for visibility.
     """
-    return 12 * (11 + 3 * (sh_degree + 1) ** 2) + 16 + 4 + 2
+    return 12 * (11 + 3 * (sh_degree + 1) ** 2) + 16 + 8 + 2
 
 
 @dataclass(eq=False)
@@ -87,7 +87,8 @@ class GaussianParameters:
                 _ACTIVATIONS.get(kind, "none"),
             )
         device = gaussians.means.device
-        self._steps = torch.zeros(self._rows, dtype=torch.int32, device=device)
+        self._clocks = torch.zeros(self._rows, 2, dtype=torch.int32, device=device)
+        self._steps = 0
         self._provenance = gaussians.provenance.clone()
         self._visible = torch.zeros(self._rows, dtype=torch.uint8, device=device)
         self._rates = {kind: getattr(rates, kind) for kind in KINDS} | {"means": means_rate}
@@ -128,9 +129,9 @@ class GaussianParameters:
         return self._visible[: self._rows]
 
     @property
-    def steps(self) -> Int32[Tensor, "N"]:
-        """Updates each row has had."""
-        return self._steps[: self._rows]
+    def clocks(self) -> Int32[Tensor, "N 2"]:
+        """Updates each row has had, and the step of the last one; 0 for a new row."""
+        return self._clocks[: self._rows]
 
     @property
     def sh_degree(self) -> int:
@@ -182,15 +183,16 @@ class GaussianParameters:
         Returns:
             The value of the regularisers before the step.
         """
+        self._steps += 1
         mask = None if num_visible is None else self.visible
         terms, gradients, value = None, dict(gradients), 0.0
         if weights is not None and num_visible != 0:
-            if self._steps.device.type == "cpu":
+            if self._clocks.device.type == "cpu":
                 terms = _shape_terms(weights, voxel, num_visible or self._rows)
             else:
                 value = self._add_shape_gradients(gradients, weights, voxel, mask)
         kinds = [self._kind(kind, gradients) for kind in _STORED]
-        fused, _ = adam_step(kinds, self.steps, mask, terms=terms)
+        fused, _ = adam_step(kinds, self.clocks, self._steps, mask, terms=terms)
         return value + fused
 
     def _kind(self, kind: str, gradients: Mapping[str, Tensor]) -> AdamKind:
@@ -235,7 +237,7 @@ class GaussianParameters:
 
     def reserve(self, capacity: int) -> None:
         """Make room for that many rows; copies everything where there is less."""
-        if capacity <= len(self._steps):
+        if capacity <= len(self._clocks):
             return
 
         def larger(buffer: Tensor) -> Tensor:
@@ -248,7 +250,7 @@ class GaussianParameters:
             column.square = larger(column.square)
             if column.activated is not None:
                 column.activated = larger(column.activated)
-        self._steps, self._provenance = larger(self._steps), larger(self._provenance)
+        self._clocks, self._provenance = larger(self._clocks), larger(self._provenance)
         self._visible = larger(self._visible)
 
     def edit_rows(
@@ -267,7 +269,7 @@ class GaussianParameters:
             provenance_of_new: Provenance of new rows; None inherits the parent's.
         """
         count = len(change.source)
-        if count > len(self._steps):
+        if count > len(self._clocks):
             self.reserve(int(_SPARE * count))
         moved = (change.source != torch.arange(count, device=change.source.device)) | change.is_new
         moved[self._rows :] = True
@@ -275,7 +277,7 @@ class GaussianParameters:
         fresh = change.is_new.nonzero().squeeze(-1)
         source = change.source[rows]
         buffers = [buffer for column in self._columns.values() for buffer in column.buffers()]
-        for buffer in [*buffers, self._steps, self._provenance]:
+        for buffer in [*buffers, self._clocks, self._provenance]:
             buffer[rows] = buffer[source]
         self._rows = count
         for kind, values in (overrides or {}).items():
@@ -287,7 +289,7 @@ class GaussianParameters:
                 value, activated = column.value[fresh], column.activated[fresh]
                 activate(value, column.activation, activated)
                 column.activated[fresh] = activated
-        self._steps[fresh] = 0
+        self._clocks[fresh] = 0
         if provenance_of_new is not None:
             self._provenance[fresh] = provenance_of_new
 
@@ -317,7 +319,8 @@ class GaussianParameters:
             }
             for kind in KINDS
         }
-        state["means"]["step"] = self.steps.clone()
+        state["means"]["clocks"] = self.clocks.clone()
+        state["means"]["steps"] = torch.tensor(self._steps)
         return state
 
     def restore_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -327,7 +330,8 @@ class GaussianParameters:
                 self._view(kind, "mean").copy_(entry["exp_avg"])
                 self._view(kind, "square").copy_(entry["exp_avg_sq"])
                 if kind == "means":
-                    self.steps.copy_(entry["step"])
+                    self.clocks.copy_(entry["clocks"])
+                    self._steps = int(entry["steps"])
 
 
 def _shape_terms(weights: LossWeights, voxel: float, count: int) -> ShapeTerms:

@@ -18,7 +18,7 @@ from faithfusion_studio.render.cpu import _load_core, _work
 from faithfusion_studio.render.rasterization import RasterizationMeta
 
 BETAS = (0.9, 0.999)
-"""Decay per update of Adam's two moments; the core knows no others."""
+"""Decay of Adam's two moments; the core knows no others."""
 HUGE = 1e18
 """A gradient of this size or more counts as not finite."""
 Activation = Literal["none", "exp", "sigmoid"]
@@ -59,22 +59,31 @@ class ShapeTerms:
 
 def adam_step(
     kinds: Sequence[AdamKind],
-    steps: Int32[Tensor, "N"],
+    clocks: Int32[Tensor, "N 2"],
+    now: int,
     visible: UInt8[Tensor, "N"] | None,
     *,
     eps: float = 1e-15,
     limits: tuple[float, float] = (0.0, 0.0),
     terms: ShapeTerms | None = None,
 ) -> tuple[float, int]:
-    """One Adam update of the visible rows; all other rows keep value, moments and count bit for bit.
+    """One Adam update of the visible rows; all other rows keep value, moments and clocks bit for bit.
 
-    A row moves by `rate sqrt(1 - b2^t) / (1 - b1^t) mean / (sqrt(square) + eps)`, where t counts the updates of
-    that row, so that its first one is one step size long whenever it comes. A row with a gradient that is not
-    finite is left alone too.
+    At its u-th update, at step n = `now`, a row whose last update was at step l takes the gradient g as
+
+        mean   = b1 mean + (1 - b1) g
+        square = b2^(n - l) square + (1 - b2) g^2
+        value -= rate sqrt(1 - b2^n) / (1 - b1^u) mean / (sqrt(square) + eps)
+
+    The second moment is that of dense Adam, which meets a gradient of zero wherever the row is not seen: a row seen
+    at every p-th step moves sqrt(p) further per update than one seen always, as its step size was chosen for. The
+    first moment rests, so that a gradient's push is spent while the row is seen. A row that is seen at every step
+    takes dense Adam's steps exactly. A row with a gradient that is not finite is left alone too.
 
     Args:
         kinds: Parameters of the same rows; gradients are with respect to the activated values.
-        steps: Updates each row has had; written.
+        clocks: Updates each row has had, and the step of the last one (0 before the first); written.
+        now: This step, counted from 1; larger than any in `clocks`.
         visible: 0 where a row is to be left alone; None moves all.
         eps: Floor of the denominator.
         limits: Values are kept between them where the first is below the second.
@@ -83,11 +92,11 @@ def adam_step(
     Returns:
         The value of the regularisers before the step, and the number of visible rows that were refused.
 
-    Source: Kingma and Ba 2015; moments of rows that are not visible rest as in gsplat's SelectiveAdam and
-    Taming 3DGS (Mallick et al. 2024), which do not correct the bias.
+    Source: Kingma and Ba 2015. In gsplat's SelectiveAdam and Taming 3DGS (Mallick et al. 2024) both moments rest;
+    at their rates rows seen by few views then learn too slowly.
     """
-    if steps.device.type != "cpu":
-        return 0.0, _adam_in_torch(kinds, steps, visible, eps, limits)
+    if clocks.device.type != "cpu":
+        return 0.0, _adam_in_torch(kinds, clocks, now, visible, eps, limits)
     items = [
         (
             kind.value.numpy(),
@@ -108,25 +117,29 @@ def adam_step(
         terms.voxel,
     )
     mask = None if visible is None else visible.numpy()
-    return _load_core().adam(items, mask, steps.numpy(), eps, *limits, given, _work()[0])
+    return _load_core().adam(items, mask, clocks.numpy(), now, eps, *limits, given, _work()[0])
 
 
 def _adam_in_torch(
     kinds: Sequence[AdamKind],
-    steps: Tensor,
+    clocks: Tensor,
+    now: int,
     visible: Tensor | None,
     eps: float,
     limits: tuple[float, float],
 ) -> int:
-    moved = torch.ones_like(steps, dtype=torch.bool) if visible is None else visible.bool()
+    count = len(clocks)
+    moved = clocks.new_ones(count, dtype=torch.bool) if visible is None else visible.bool()
     finite = torch.stack(
-        [(kind.gradient.abs() < HUGE).reshape(len(steps), -1).all(1) for kind in kinds]
+        [(kind.gradient.abs() < HUGE).reshape(count, -1).all(1) for kind in kinds]
     ).all(0)
     refused = int((moved & ~finite).sum())
     moved = moved & finite
-    steps += moved.to(steps.dtype)
-    t = steps.clamp(min=1).to(kinds[0].value.dtype)
-    factor = torch.sqrt(1 - BETAS[1] ** t) / (1 - BETAS[0] ** t)
+    decay = BETAS[1] ** (now - clocks[:, 1]).to(kinds[0].value.dtype)
+    clocks[:, 0] += moved
+    clocks[:, 1].masked_fill_(moved, now)
+    updates = clocks[:, 0].clamp(min=1).to(decay.dtype)
+    factor = math.sqrt(1 - BETAS[1] ** now) / (1 - BETAS[0] ** updates)
     for kind in kinds:
         rows = (-1, *[1] * (kind.value.ndim - 1))
         here, gradient = moved.reshape(rows), kind.gradient
@@ -135,7 +148,7 @@ def _adam_in_torch(
             gradient = gradient * (slope if kind.activation == "exp" else slope * (1 - slope))
         gradient = torch.where(here, gradient, 0)
         mean = BETAS[0] * kind.mean + (1 - BETAS[0]) * gradient
-        square = BETAS[1] * kind.square + (1 - BETAS[1]) * gradient * gradient
+        square = decay.reshape(rows) * kind.square + (1 - BETAS[1]) * gradient * gradient
         rates = kind.rates.reshape(1, *kind.value.shape[1:]) if kind.value.ndim > 1 else kind.rates
         value = kind.value - rates * factor.reshape(rows) * mean / (square.sqrt() + eps)
         if limits[0] < limits[1]:

@@ -27,6 +27,7 @@ WIDTHS = {"means": (3,), "log_scales": (3,), "quats": (4,), "logits": (), "sh": 
 ACTIVATIONS = {"log_scales": "exp", "logits": "sigmoid"}
 WEIGHTS = LossWeights(opacity=0.3, scale=0.2, flat=0.1, shape=0.4, max_aspect=2.0)
 VOXEL = 0.05
+NOW = 1000
 
 
 def make_kinds(rows, seed=0):
@@ -50,9 +51,11 @@ def make_kinds(rows, seed=0):
                 activation=activation,
             )
         )
-    steps = torch.randint(0, 40, (rows,), generator=g, dtype=torch.int32)
+    updates = torch.randint(0, 40, (rows,), generator=g, dtype=torch.int32)
+    last = updates + torch.randint(0, 900, (rows,), generator=g, dtype=torch.int32)
+    clocks = torch.stack([updates, last], dim=1)
     visible = (torch.rand(rows, generator=g) < 0.5).to(torch.uint8)
-    return kinds, steps, visible
+    return kinds, clocks, visible
 
 
 def in_float64(kinds):
@@ -92,9 +95,9 @@ def shape_terms(count):
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 1023, 3000])
 @pytest.mark.parametrize("regularised", [False, True])
 def test_a_step_equals_float64_torch(rows, regularised):
-    kinds, steps, visible = make_kinds(rows)
+    kinds, clocks, visible = make_kinds(rows)
     visible[0] = 1
-    twins, counts = in_float64(kinds), steps.clone()
+    twins, counts = in_float64(kinds), clocks.clone()
     count, terms, expected = int(visible.sum()), None, 0.0
     if regularised:
         terms = shape_terms(count)
@@ -104,10 +107,10 @@ def test_a_step_equals_float64_torch(rows, regularised):
         for i, more in zip((1, 3), torch.autograd.grad(loss, leaves), strict=True):
             twins[i].gradient[seen] += more
         expected = float(loss.detach())
-    adam_in_torch(twins, counts, visible, 1e-15, (0.0, 0.0))
-    value, refused = adam_step(kinds, steps, visible, terms=terms)
+    adam_in_torch(twins, counts, NOW, visible, 1e-15, (0.0, 0.0))
+    value, refused = adam_step(kinds, clocks, NOW, visible, terms=terms)
     assert value == pytest.approx(expected, rel=1e-5) and refused == 0
-    assert torch.equal(steps, counts)
+    assert torch.equal(clocks, counts)
     for kind, twin in zip(kinds, twins, strict=True):
         assert torch.allclose(kind.value.double(), twin.value, rtol=1e-5, atol=1e-5)
         assert torch.allclose(kind.mean.double(), twin.mean, rtol=1e-5, atol=1e-6)
@@ -117,16 +120,16 @@ def test_a_step_equals_float64_torch(rows, regularised):
 
 
 def test_the_twin_is_torch_adam_where_every_row_is_seen_at_every_step():
-    kinds, steps, _ = make_kinds(50)
+    kinds, clocks, _ = make_kinds(50)
     kinds = [replace(k, activated=None, activation="none") for k in in_float64(kinds)]
     for kind in kinds:
         kind.mean.zero_(), kind.square.zero_()
-    steps.zero_()
+    clocks.zero_()
     theirs = [torch.nn.Parameter(k.value.clone()) for k in kinds]
     kinds = [replace(k, rates=torch.full_like(k.rates, 0.01)) for k in kinds]
     optimizer = torch.optim.Adam(theirs, lr=0.01, eps=1e-15)
-    for _ in range(7):
-        adam_in_torch(kinds, steps, None, 1e-15, (0.0, 0.0))
+    for step in range(1, 8):
+        adam_in_torch(kinds, clocks, step, None, 1e-15, (0.0, 0.0))
         for parameter, kind in zip(theirs, kinds, strict=True):
             parameter.grad = kind.gradient.clone()
         optimizer.step()
@@ -136,22 +139,24 @@ def test_the_twin_is_torch_adam_where_every_row_is_seen_at_every_step():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_not_visible_keep_every_bit(seed):
-    kinds, steps, visible = make_kinds(2100, seed)
-    before, counts = [t.clone() for t in written(kinds)], steps.clone()
-    adam_step(kinds, steps, visible, terms=shape_terms(int(visible.sum())))
+    kinds, clocks, visible = make_kinds(2100, seed)
+    before, counts = [t.clone() for t in written(kinds)], clocks.clone()
+    adam_step(kinds, clocks, NOW, visible, terms=shape_terms(int(visible.sum())))
     hidden = visible == 0
     for old, new in zip(before, written(kinds), strict=True):
         assert torch.equal(old[hidden], new[hidden])
         assert not torch.equal(old[~hidden], new[~hidden])
-    assert torch.equal(steps, counts + visible.to(torch.int32))
+    assert torch.equal(clocks[hidden], counts[hidden])
+    assert torch.equal(clocks[~hidden, 0], counts[~hidden, 0] + 1)
+    assert bool((clocks[~hidden, 1] == NOW).all())
 
 
 def test_one_thread_and_two_give_the_same_bits():
     results = []
     for threads in (1, 2, 3):
-        kinds, steps, visible = make_kinds(5000)
+        kinds, clocks, visible = make_kinds(5000)
         with thread_limit(threads):
-            value = adam_step(kinds, steps, visible, terms=shape_terms(2500))
+            value = adam_step(kinds, clocks, NOW, visible, terms=shape_terms(2500))
         results.append((value, written(kinds)))
     for value, tensors in results[1:]:
         assert value == results[0][0]
@@ -160,14 +165,14 @@ def test_one_thread_and_two_give_the_same_bits():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_a_row_with_a_gradient_that_is_not_finite_is_left_alone(bad):
-    kinds, steps, visible = make_kinds(100)
+    kinds, clocks, visible = make_kinds(100)
     visible.fill_(1)
-    clean, counts = copied(kinds), steps.clone()
+    clean, counts = copied(kinds), clocks.clone()
     kinds[4].gradient[37, 2, 1] = bad
     kinds[0].gradient[99, 0] = bad
     before = [t.clone() for t in written(kinds)]
-    _, refused = adam_step(kinds, steps, visible)
-    adam_step(clean, counts, visible)
+    _, refused = adam_step(kinds, clocks, NOW, visible)
+    adam_step(clean, counts, NOW, visible)
     assert refused == 2
     others = torch.ones(100, dtype=torch.bool)
     others[[37, 99]] = False
@@ -177,28 +182,52 @@ def test_a_row_with_a_gradient_that_is_not_finite_is_left_alone(bad):
 
 
 def test_a_hidden_row_may_have_any_gradient():
-    kinds, steps, visible = make_kinds(64)
+    kinds, clocks, visible = make_kinds(64)
     visible[5] = 0
     kinds[0].gradient[5] = float("nan")
-    _, refused = adam_step(kinds, steps, visible)
+    _, refused = adam_step(kinds, clocks, NOW, visible)
     assert refused == 0
     assert all(bool(torch.isfinite(t).all()) for t in written(kinds))
 
 
 def test_values_stay_between_their_limits():
-    kinds, steps, _ = make_kinds(40)
+    kinds, clocks, _ = make_kinds(40)
     kind = replace(kinds[0], value=torch.rand(40, 3), rates=torch.full((3,), 10.0))
-    adam_step([kind], steps, None, limits=(0.0, 1.0))
+    adam_step([kind], clocks, NOW, None, limits=(0.0, 1.0))
     assert float(kind.value.min()) == 0.0 and float(kind.value.max()) == 1.0
 
 
-def test_a_row_seen_late_moves_by_one_step_size_at_first():
-    kinds, steps, _ = make_kinds(20)
-    kind = replace(kinds[0], rates=torch.full((3,), 0.5))
-    kind.mean.zero_(), kind.square.zero_(), steps.zero_()
-    before = kind.value.clone()
-    adam_step([kind], steps, None)
-    assert torch.allclose((kind.value - before).abs(), torch.tensor(0.5), rtol=1e-4)
+@pytest.mark.parametrize("every", [1, 5, 40])
+def test_the_second_moment_is_dense_adams_however_seldom_a_row_is_seen(every):
+    kinds, clocks, _ = make_kinds(20)
+    kind = kinds[0]
+    kind.mean.zero_(), kind.square.zero_(), clocks.zero_()
+    dense = torch.nn.Parameter(kind.value.clone())
+    optimizer = torch.optim.Adam([dense], lr=0.01)
+    g = torch.Generator().manual_seed(7)
+    for step in range(1, 201):
+        gradient = torch.randn(20, 3, generator=g)
+        seen = step % every == 0
+        if seen:
+            adam_step([replace(kind, gradient=gradient)], clocks, step, None)
+        dense.grad = gradient if seen else torch.zeros(20, 3)
+        optimizer.step()
+    assert torch.allclose(kind.square, optimizer.state[dense]["exp_avg_sq"], rtol=1e-4)
+
+
+def test_a_gradient_seldom_seen_moves_a_row_as_far_as_dense_adam_lets_it_drift():
+    kinds, clocks, _ = make_kinds(20)
+    kind = replace(kinds[0], rates=torch.full((3,), 0.01), gradient=torch.ones(20, 3))
+    kind.value.zero_(), kind.mean.zero_(), kind.square.zero_(), clocks.zero_()
+    dense = torch.nn.Parameter(torch.zeros(20, 3))
+    optimizer = torch.optim.Adam([dense], lr=0.01, eps=1e-15)
+    for step in range(1, 3001):
+        seen = step % 60 == 0
+        if seen:
+            adam_step([kind], clocks, step, None)
+        dense.grad = torch.full((20, 3), float(seen))
+        optimizer.step()
+    assert torch.allclose(kind.value, dense.detach(), rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["exp", "sigmoid"])
@@ -256,10 +285,10 @@ def test_visible_rows_and_statistics_equal_the_screen_quantities():
 _CHILD = """
 import sys, numpy as np
 sys.path.insert(0, sys.argv[1])
-from render.test_learning import make_kinds, shape_terms, written
+from render.test_learning import NOW, make_kinds, shape_terms, written
 from faithfusion_studio.render.learning import adam_step
-kinds, steps, visible = make_kinds(700)
-adam_step(kinds, steps, visible, terms=shape_terms(350))
+kinds, clocks, visible = make_kinds(700)
+adam_step(kinds, clocks, NOW, visible, terms=shape_terms(350))
 np.savez(sys.argv[2], *[t.numpy() for t in written(kinds)])
 """
 

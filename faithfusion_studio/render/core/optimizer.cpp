@@ -67,16 +67,16 @@ AdamKind make_kind(const nb::handle& item) {
 
 // Moves the rows of all kinds; returns the value of the regularisers and the number of rows refused.
 // terms: (kind of scales, kind of opacities, opacity, scale, flat, shape, max_aspect, voxel), or None
-std::pair<double, int64_t> adam(nb::list items, std::optional<Bytes> visible, Ints steps, float eps, float low, float high,
-                                nb::object terms, int threads) {
+std::pair<double, int64_t> adam(nb::list items, std::optional<Bytes> visible, Ints clocks, int now, float eps, float low,
+                                float high, nb::object terms, int threads) {
     AdamKind kinds[kMaxKinds];
     const int count = (int)nb::len(items);
     if (count > kMaxKinds) throw std::invalid_argument("too many kinds of parameters");
     for (int k = 0; k < count; k++) kinds[k] = make_kind(items[k]);
     AdamCall call;
-    call.rows = (int64_t)steps.shape(0);
+    call.rows = (int64_t)clocks.shape(0);
     call.visible = visible ? visible->data() : nullptr;
-    call.steps = steps.data();
+    call.clocks = clocks.data(), call.now = now;
     call.eps = eps;
     call.low = low, call.high = high;
     if (!terms.is_none()) {
@@ -136,8 +136,8 @@ void observe(const Frame& f, Input absgrad, Array gradient, Ints count, Array ra
 }  // namespace
 
 void bind_optimizer(nb::module_& m) {
-    m.def("adam", &adam, nb::arg("kinds"), nb::arg("visible").none(), nb::arg("steps"), nb::arg("eps"), nb::arg("low"),
-          nb::arg("high"), nb::arg("terms").none(), nb::arg("threads"));
+    m.def("adam", &adam, nb::arg("kinds"), nb::arg("visible").none(), nb::arg("clocks"), nb::arg("now"), nb::arg("eps"),
+          nb::arg("low"), nb::arg("high"), nb::arg("terms").none(), nb::arg("threads"));
     m.def("activate", &activate);
     m.def("visible", &visible);
     m.def("observe", &observe);

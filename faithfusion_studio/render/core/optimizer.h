@@ -25,7 +25,8 @@ struct ShapeTerms {   // weights of the regularisers, already divided by the num
 struct AdamCall {
     int64_t rows = 0;
     const uint8_t* visible = nullptr;   // [rows], 0 = leave the row alone; null = all rows
-    int32_t* steps = nullptr;           // [rows], updates each row has had
+    int32_t* clocks = nullptr;          // [rows, 2]: updates the row has had, and the step of the last one; written
+    int32_t now = 1;                    // this step, counted from 1
     float eps = 1e-15f;
     float low = 0, high = 0;            // values are kept in [low, high] where low < high
     int scales = -1, opacities = -1;    // kinds the regularisers act on; -1 = none

@@ -1,8 +1,11 @@
 // Sparse Adam, sixteen rows at a time, compiled once per instruction set.
 //
-// A row that the view did not see keeps its value, its moments and its count of updates, bit for bit, as in gsplat's
-// SelectiveAdam; bias correction uses the row's own count, so a row's first update is one step size long whenever it comes.
-// Each of a row's numbers moves by  rate sqrt(1 - beta2^t) / (1 - beta1^t) mean / (sqrt(square) + eps).
+// A row that the view did not see keeps every bit. At its u-th update, at step n, when its last one was at step l:
+//   mean   = beta1 mean + (1 - beta1) g
+//   square = beta2^(n - l) square + (1 - beta2) g^2
+//   value -= rate sqrt(1 - beta2^n) / (1 - beta1^u) mean / (sqrt(square) + eps)
+// The second moment is that of dense Adam, which meets a gradient of zero wherever the row is not seen; the first one
+// rests, so the whole of a gradient's push is spent while the row is seen instead of behind the camera's back.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -19,20 +22,22 @@ constexpr float kLimit = 100.0f; // regularisers grow no further beyond it
 constexpr int kRows = 16;        // rows of a block
 constexpr int kMaxWidth = 48;    // 16 SH coefficients of 3 colours
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
-constexpr int kTable = 1 << 15;  // updates after which beta2^t is below float precision
+constexpr int kTable = 1 << 15;  // steps after which beta2^t is below float precision
 
-// sqrt(1 - beta2^t) / (1 - beta1^t)
-const float* corrections() {
-    static const std::vector<float> table = [] {
-        std::vector<float> t(kTable, 0.0f);
+struct Powers {
+    std::vector<float> first, second, decay;   // 1 / (1 - beta1^t), sqrt(1 - beta2^t), beta2^t
+    Powers() : first(kTable), second(kTable), decay(kTable, 1.0f) {
         double b1 = 1, b2 = 1;
-        for (int i = 1; i < kTable; i++) {
+        for (int t = 1; t < kTable; t++) {
             b1 *= kBeta1, b2 *= kBeta2;
-            t[i] = (float)(std::sqrt(1 - b2) / (1 - b1));
+            first[t] = (float)(1 / (1 - b1)), second[t] = (float)std::sqrt(1 - b2), decay[t] = (float)b2;
         }
-        return t;
-    }();
-    return table.data();
+    }
+};
+
+const Powers& powers() {
+    static const Powers table;
+    return table;
 }
 
 FF_INLINE F exp_of(F x) { return exp2(clamp(x * F(kLog2E), F(-125.0f), F(125.0f))); }
@@ -53,6 +58,7 @@ struct Block {
     int64_t first = 0;   // first row
     int rows = 0;        // 1..16
     alignas(64) float factor[kRows] = {};   // bias correction of each row; 0 = leave alone
+    alignas(64) float decay[kRows] = {};    // of each row's second moment since its last update
 };
 
 class Pass {
@@ -63,6 +69,7 @@ public:
     }
 
     void run(int64_t first, int64_t stop, AdamOutcome& out) const {
+        const float second = powers_.second[std::min(call_.now, kTable - 1)];
         for (int64_t row = first; row < stop; row += kRows) {
             Block b;
             b.first = row;
@@ -77,9 +84,10 @@ public:
             }
             for (int r = 0; r < b.rows; r++)
                 if (seen >> r & 1) {
-                    const int t = call_.steps[row + r] + 1;
-                    call_.steps[row + r] = t;
-                    b.factor[r] = correction_[std::min(t, kTable - 1)];
+                    int32_t* clock = call_.clocks + 2 * (row + r);
+                    b.decay[r] = powers_.decay[std::min(call_.now - clock[1], kTable - 1)];
+                    clock[0] += 1, clock[1] = call_.now;
+                    b.factor[r] = second * powers_.first[std::min(clock[0], kTable - 1)];
                 }
             for (int k = 0; k < count_; k++) update(b, k, out);
         }
@@ -148,14 +156,14 @@ private:
     void update(const Block& b, int k, AdamOutcome& out) const {
         const AdamKind& kind = kinds_[k];
         const int64_t size = (int64_t)b.rows * kind.width, base = b.first * kind.width;
-        alignas(64) float factor[kRows * kMaxWidth], extra[kRows * 3];
-        if (kind.width == 1) spread(b.factor, 1, factor);
-        else if (kind.width == 3) spread(b.factor, 3, factor);
-        else if (kind.width == 4) spread(b.factor, 4, factor);
-        else spread(b.factor, kind.width, factor);
+        alignas(64) float factor[kRows * kMaxWidth], decay[kRows * kMaxWidth], extra[kRows * 3];
+        if (kind.width == 1) spread(b.factor, 1, factor), spread(b.decay, 1, decay);
+        else if (kind.width == 3) spread(b.factor, 3, factor), spread(b.decay, 3, decay);
+        else if (kind.width == 4) spread(b.factor, 4, factor), spread(b.decay, 4, decay);
+        else spread(b.factor, kind.width, factor), spread(b.decay, kind.width, decay);
         const bool shaped = k == call_.scales;
         if (shaped) regularise_scales(b, extra, out);
-        const F b1((float)kBeta1), b2((float)kBeta2), c1((float)(1 - kBeta1)), c2((float)(1 - kBeta2)), eps(call_.eps);
+        const F b1((float)kBeta1), c1((float)(1 - kBeta1)), c2((float)(1 - kBeta2)), eps(call_.eps);
         for (int64_t i = 0; i < size; i += 16) {
             const F f = load(factor + i);
             const M moves = F(0.0f) < f;
@@ -173,7 +181,7 @@ private:
             }
             const F x = load_part(kind.value + p, left);
             const F m0 = load_part(kind.mean + p, left), v0 = load_part(kind.square + p, left);
-            const F m = fma(b1, m0, c1 * g), v = fma(b2, v0, c2 * g * g);
+            const F m = fma(b1, m0, c1 * g), v = fma(load(decay + i), v0, c2 * g * g);
             F y = x - load(rates_[k] + i) * f * m / (sqrt(v) + eps);
             if (call_.low < call_.high) y = clamp(y, F(call_.low), F(call_.high));
             y = select(moves, y, x);
@@ -187,7 +195,7 @@ private:
     const AdamCall& call_;
     const AdamKind* kinds_;
     int count_;
-    const float* correction_ = corrections();
+    const Powers& powers_ = powers();
     alignas(64) float rates_[kMaxKinds][kRows * kMaxWidth];
 };
 
