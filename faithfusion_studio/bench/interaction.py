@@ -8,6 +8,7 @@ beforehand, so the time of a picture counts from the very camera it was drawn fr
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from dataclasses import replace
@@ -56,6 +57,8 @@ WARM_UP = 2.0
 its time budget."""
 TAIL = 1.0
 """After the last move, s: so long a picture of the last cameras is waited for."""
+STEPS = 2000
+"""Of fusion: more than it gets done in any measurement."""
 PATIENCE = 300.0
 """For repair and the start of fusion, s."""
 SURE = 0.7
@@ -85,7 +88,9 @@ def _measured(scene: Scene, config: BenchConfig) -> Report:
             references = np.stack([_thumbnail(scene, camera) for camera in loop])
             alone = Drag(page, loop, references).run(config.seconds)
             start_fusion(page)
+            before = _steps_done(page)
             fusing = Drag(page, loop, references).run(config.seconds)
+            steps = _steps_done(page) - before
             notes = [] if _is_fusing(page) else ["fusion ended before the measurement did."]
             page.close()
     return Report(
@@ -104,6 +109,7 @@ def _measured(scene: Scene, config: BenchConfig) -> Report:
             "pictures_during_fusion": float(len(fusing.ages)),
             "recognised": alone.recognised,
             "recognised_during_fusion": fusing.recognised,
+            "fusion_steps": float(steps),
         },
         notes=tuple(notes),
         protocol=PROTOCOL,
@@ -164,7 +170,7 @@ def start_fusion(page: Page) -> None:
     page.wait_until(
         lambda: not page.property("Button", "Start fusion", "disabled"), "repair", PATIENCE
     )
-    page.set("Slider", "Steps", 2000)
+    page.set("Slider", "Steps", STEPS)
     page.idle(0.3)
     page.set("Button", "Start fusion", True)
     page.wait_until(lambda: _is_fusing(page), "the start of fusion", PATIENCE)
@@ -172,6 +178,13 @@ def start_fusion(page: Page) -> None:
 
 def _is_fusing(page: Page) -> bool:
     return bool(page.property("ButtonGroup", "Job", "visible"))
+
+
+def _steps_done(page: Page) -> int:
+    """Steps of fusion that the studio says are done; 0 where it says nothing."""
+    said = [str(widget.get("content", "")) for widget in page.widgets.values()]
+    found = [re.search(rf"· (\d+) / {STEPS}\b", text) for text in said]
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 @runtime_checkable

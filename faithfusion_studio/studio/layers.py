@@ -156,15 +156,14 @@ class ViewLayers:
             "depth": self._depth,
             "alpha": lambda: colorize(self.view.alpha.detach(), table(PALETTES["alpha"])),
             "eig": self._nats,
-            "calibrated": lambda: colorize(self._calibrated, table(PALETTES["calibrated"])),
+            "calibrated": self._zero_to_one,
             "overlay": lambda: self._overlay(state.overlay_opacity),
             "provenance": self._provenance,
         }
         return makers.get(layer, lambda: self.rgb)()
 
-    @property
-    def _calibrated(self) -> Float32[Tensor, "H W"]:
-        return self._on_screen(self.eig.calibrated)
+    def _zero_to_one(self) -> Float32[Tensor, "H W 3"]:
+        return colorize(self._on_screen(self.eig.calibrated), table(PALETTES["calibrated"]))
 
     def _nats(self) -> Float32[Tensor, "H W 3"]:
         end = math.log1p(max(self.eig_max, 1e-6) / NATS_KNEE)
@@ -179,9 +178,10 @@ class ViewLayers:
         return colorize(values, table(PALETTES["depth"])) * shown
 
     def _overlay(self, opacity: float) -> Float32[Tensor, "H W 3"]:
-        """Trusted pixels keep their colour; the heat fades in with the calibrated value."""
-        heat = colorize(self._calibrated, table(PALETTES["calibrated"]))
-        weight = opacity * (self._calibrated * 2.5).clamp(0, 1)[..., None]
+        """Trusted pixels keep their colour; the heat fades in with what the threshold looks at."""
+        value = self._on_screen(self.certainty)
+        heat = colorize(value, table(PALETTES["calibrated"]))
+        weight = opacity * (value * 2.5).clamp(0, 1)[..., None]
         return self.rgb * (1 - weight) + heat * weight
 
     def _provenance(self) -> Float32[Tensor, "H W 3"]:

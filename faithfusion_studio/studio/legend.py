@@ -18,7 +18,7 @@ MEANINGS = {
     "depth": "distance along the view, metres, logarithmic",
     "alpha": "how much the splats cover the pixel; the rest is sky",
     "eig": "what another picture from here would teach, nats; bright = unknown",
-    "calibrated": "the same on this scene's scale: 0 = as in recorded views, 1 = never seen",
+    "calibrated": "0 = the middle recorded pixel, 0.4 = less known than 60 % of them, 1 = never seen",
     "overlay": "heat where the scene is not known from the recording",
     "provenance": "magenta = distilled from repairs, grey = recorded",
     "photo": "what the camera really saw, where it stood",

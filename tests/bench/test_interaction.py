@@ -138,4 +138,5 @@ def test_the_studio_is_measured_from_outside_with_and_without_fusion():
     assert report.figures["p50_ms"] <= report.figures["p95_ms"] <= report.figures["p95_wait_ms"]
     assert report.counts["recognised"] > 0.8
     assert report.counts["cameras_sent"] > 50
+    assert report.counts["fusion_steps"] > 0
     assert report.notes == ()
