@@ -11,9 +11,10 @@ import math
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ PROTOCOL = (
     "a websocket client of a started ff-studio, on the same machine: 50 cameras a second on a closed loop "
     "of the viewing direction, counted after two seconds; every picture is recognised by comparing it with "
     "renderings of the loop, and its time counts from sending the camera it was drawn from to having "
-    "received it. Then the same while fusion runs, started by the page's own buttons."
+    "received it. Then the same while fusion runs, started by the page's own buttons; fusion_steps are those it made "
+    "meanwhile, warm-up included."
 )
 POSES = 120
 """Of the loop; it is closed after 2.4 s."""
@@ -88,9 +90,9 @@ def _measured(scene: Scene, config: BenchConfig) -> Report:
             references = np.stack([_thumbnail(scene, camera) for camera in loop])
             alone = Drag(page, loop, references).run(config.seconds)
             start_fusion(page)
-            before = _steps_done(page)
+            before = steps_done(page.widgets)
             fusing = Drag(page, loop, references).run(config.seconds)
-            steps = _steps_done(page) - before
+            steps = steps_done(page.widgets) - before
             notes = [] if _is_fusing(page) else ["fusion ended before the measurement did."]
             page.close()
     return Report(
@@ -173,16 +175,20 @@ def start_fusion(page: Page) -> None:
     page.set("Slider", "Steps", STEPS)
     page.idle(0.3)
     page.set("Button", "Start fusion", True)
-    page.wait_until(lambda: _is_fusing(page), "the start of fusion", PATIENCE)
+    page.wait_until(
+        lambda: _is_fusing(page) and steps_done(page.widgets) > 0,
+        "the first step of fusion",
+        PATIENCE,
+    )
 
 
 def _is_fusing(page: Page) -> bool:
     return bool(page.property("ButtonGroup", "Job", "visible"))
 
 
-def _steps_done(page: Page) -> int:
-    """Steps of fusion that the studio says are done; 0 where it says nothing."""
-    said = [str(widget.get("content", "")) for widget in page.widgets.values()]
+def steps_done(widgets: Mapping[str, Mapping[str, Any]]) -> int:
+    """Steps of fusion that the widgets of a page say are done; 0 where they say nothing."""
+    said = [str(widget.get("content", "")) for widget in widgets.values()]
     found = [re.search(rf"· (\d+) / {STEPS}\b", text) for text in said]
     return max((int(match[1]) for match in found if match), default=0)
 
