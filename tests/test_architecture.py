@@ -14,6 +14,7 @@ FLOORS = {
     "studio": 6,
     "bench": 6,
     "session": 5,
+    "training": 5,
     "fusion": 4,
     "video": 4,
     "information": 3,

@@ -31,6 +31,7 @@ HOMES = {
     "fuse": "learn",
     "render": "look",
     "synthesize": "make",
+    "train-refiner": "train",
     "convert": "make",
     "bench": "make",
 }
@@ -113,8 +114,9 @@ def _run(arguments: list[str]) -> int:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    name = type(command).__name__.lower()
-    result = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)(command)
+    name = next(name for name, kind in COMMANDS.items() if kind is type(command))
+    home = import_module(f"{__name__}.{HOMES[name]}")
+    result = getattr(home, name.replace("-", "_"))(command)
     if not command.json:
         tell(result.lines)
     elif result.values:

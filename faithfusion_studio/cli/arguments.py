@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from faithfusion_studio.bench.figures import describe_keys
 
-Engine = Literal["reprojection"]
+Engine = Literal["reprojection", "refiner"]
 Form = Literal["block", "trace", "diagonal", "released"]
 
 
@@ -209,6 +209,30 @@ class Bench(Command):
 Bench.__doc__ = f"{Bench.__doc__}\n\nKeys of the JSON object, which stay:\n\n{describe_keys()}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainRefiner(DeviceCommand):
+    """Train the refiner's weights from nothing, on procedural streets; Ctrl+C keeps what is learned.
+
+    Makes the streets, reconstructs them, takes pairs and fits the network. Streets that are done and
+    a checkpoint every two minutes stay in the cache, so the same command goes on where it stopped.
+    """
+
+    out: Positional[Path]
+    """The weights to write (.safetensors)."""
+    size: Literal["S", "M"] = "S"
+    """S: half a million parameters, an hour on a CPU. M: six million, for a GPU."""
+    seeds: str = "110:150"
+    """Half-open range A:B of the training streets' seeds, below 400."""
+    steps: int | None = None
+    """Optimiser steps; 4000 for S, 9000 for M when not given."""
+    seed: int = 0
+    """Of the network and of the order in which it learns."""
+    cache: Path | None = None
+    """Folder for streets and checkpoints; ~/.cache/faithfusion-studio/refiner when not given."""
+    test: str | None = None
+    """Then measure on these test streets, a half-open range A:B of seeds from 400 on."""
+
+
 COMMANDS: dict[str, type[Command]] = {
     "view": View,
     "reconstruct": Reconstruct,
@@ -218,6 +242,7 @@ COMMANDS: dict[str, type[Command]] = {
     "fuse": Fuse,
     "render": Render,
     "synthesize": Synthesize,
+    "train-refiner": TrainRefiner,
     "convert": Convert,
     "bench": Bench,
 }

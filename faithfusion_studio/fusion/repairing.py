@@ -15,7 +15,7 @@ from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.scene import Scene
 
 if TYPE_CHECKING:
-    from faithfusion_studio.repair.base import Reference, Repairer
+    from faithfusion_studio.repair.base import Reference, RepairBatch, Repairer
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def repair_stage(
     """
     path = offset_laterally(scene.trajectory.segment(Segment(*stage.segment)), stage.lateral_offset)
     window = len(path) if repairer.info.video else 1
-    references = _References(scene, size)
+    references = RecordedReferences(scene, size)
     for start in range(0, len(path), window):
         cameras = path.cameras[start : start + window]
         cameras = [_sized(camera, scene, size) for camera in cameras]
@@ -88,7 +88,7 @@ def _sized(camera: Camera, scene: Scene, size: tuple[int, int] | None) -> Camera
     return camera.scaled(working_scale(scene)) if size is None else camera.resized(*size)
 
 
-class _References:
+class RecordedReferences:
     """Recorded frames with the depth rendered at their poses, kept while the segment moves past them."""
 
     KEPT = 32
@@ -145,33 +145,55 @@ def _inverse_exposure(exposure: Float32[Tensor, "3 4"]) -> Float32[Tensor, "3 4"
     return torch.cat([inverse, -(inverse @ exposure[:, 3:])], dim=1)
 
 
-def _repair_window(
+def render_batch(
     scene: Scene,
-    stage: Stage,
-    repairer: Repairer,
     cameras: Sequence[Camera],
-    frames: range,
-    references: _References,
-) -> Iterator[RepairedFrame]:
+    references: RecordedReferences,
+    eig_threshold: float = 0.4,
+) -> RepairBatch:
+    """Everything a repair engine is given about some views, on the CPU.
+
+    Args:
+        scene: Needs stored evidence.
+        cameras: Novel views, all of one size.
+        references: The scene's recorded frames.
+        eig_threshold: tau on calibrated EIG.
+
+    Raises:
+        MissingFisherError: The scene has no evidence to compute EIG from.
+    """
     from faithfusion_studio.information import eig_map, split_regions
     from faithfusion_studio.render.views import rasterize_view
-    from faithfusion_studio.repair import RepairBatch, repair_frames
+    from faithfusion_studio.repair import RepairBatch
 
     with torch.no_grad():
         views = [rasterize_view(scene, camera) for camera in cameras]
         maps = [eig_map(scene, c, view=v) for c, v in zip(cameras, views, strict=True)]
-        batch = RepairBatch(
+        return RepairBatch(
             renders=torch.stack([view.rgb.clamp(0, 1) for view in views]).cpu(),
             alphas=torch.stack([view.alpha for view in views]).cpu(),
             depths=torch.stack([view.depth for view in views]).cpu(),
             eig=torch.stack([m.eig for m in maps]).cpu(),
             calibrated_eig=torch.stack([m.calibrated for m in maps]).cpu(),
             coverage=torch.stack([m.coverage for m in maps]).cpu(),
-            ucr=torch.stack([split_regions(m, stage.eig_threshold).ucr for m in maps]).cpu(),
+            ucr=torch.stack([split_regions(m, eig_threshold).ucr for m in maps]).cpu(),
             cameras=tuple(cameras),
             references=references.around(cameras),
-            eig_threshold=stage.eig_threshold,
+            eig_threshold=eig_threshold,
         )
+
+
+def _repair_window(
+    scene: Scene,
+    stage: Stage,
+    repairer: Repairer,
+    cameras: Sequence[Camera],
+    frames: range,
+    references: RecordedReferences,
+) -> Iterator[RepairedFrame]:
+    from faithfusion_studio.repair import repair_frames
+
+    batch = render_batch(scene, cameras, references, stage.eig_threshold)
     repaired = repair_frames(repairer, batch)
     for i, (frame, result) in enumerate(zip(frames, repaired, strict=True)):
         depth = batch.depths[i]

@@ -3,6 +3,7 @@
 from typing import Any
 
 _HOMES = {
+    "MissingWeightsError": "base",
     "PixelProvenance": "base",
     "REPAIRERS": "base",
     "FrameRepair": "base",
@@ -19,6 +20,10 @@ _HOMES = {
     "repair_frames": "base",
     "GateConfig": "gate",
     "anchor_depth": "depth_repair",
+    "Refiner": "refiner_network",
+    "RefinerRepairer": "refiner",
+    "load_refiner": "refiner_weights",
+    "save_refiner": "refiner_weights",
     "ReprojectionConfig": "reprojection",
     "ReprojectionRepairer": "reprojection",
     "select_references": "reprojection",
@@ -26,8 +31,11 @@ _HOMES = {
 __all__ = [
     "FrameRepair",
     "GateConfig",
+    "MissingWeightsError",
     "PixelProvenance",
     "REPAIRERS",
+    "Refiner",
+    "RefinerRepairer",
     "Reference",
     "RepairBatch",
     "RepairBudget",
@@ -40,8 +48,10 @@ __all__ = [
     "WarpFeatures",
     "anchor_depth",
     "create_repairer",
+    "load_refiner",
     "repair_batch",
     "repair_frames",
+    "save_refiner",
     "select_references",
 ]
 

@@ -27,6 +27,10 @@ class RepairError(StudioError):
     """An engine, a batch or an engine's answer that cannot be used."""
 
 
+class MissingWeightsError(RepairError):
+    """Weights that are not on this machine: which file, how big, its licence, where to put it."""
+
+
 class PixelProvenance(IntEnum):
     """Where a pixel of a repaired frame comes from."""
 
@@ -180,7 +184,16 @@ def _reprojection() -> Repairer:
     return ReprojectionRepairer()
 
 
-REPAIRERS: dict[str, Callable[[], Repairer]] = {"reprojection": _reprojection}
+def _refiner() -> Repairer:
+    from faithfusion_studio.repair.refiner import RefinerRepairer
+
+    return RefinerRepairer()
+
+
+REPAIRERS: dict[str, Callable[[], Repairer]] = {
+    "reprojection": _reprojection,
+    "refiner": _refiner,
+}
 """Engines by name; calling the value loads the engine."""
 
 
@@ -189,6 +202,7 @@ def create_repairer(name: str) -> Repairer:
 
     Raises:
         RepairError: No engine has this name.
+        MissingWeightsError: It needs weights that are not here.
     """
     if name not in REPAIRERS:
         known = ", ".join(sorted(REPAIRERS))

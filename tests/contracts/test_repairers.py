@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wall_world import wall_batch, wall_view
 
-from faithfusion_studio.cameras import Camera
 from faithfusion_studio.repair.base import (
     REPAIRERS,
     PixelProvenance,
-    Reference,
     RepairBatch,
     RepairBudget,
     RepairError,
@@ -22,58 +21,6 @@ SIZES = [(64, 36), (53, 31)]
 """Width and height; the second is odd in both."""
 
 
-def _camera(x: float, y: float, size: tuple[int, int], time: float) -> Camera:
-    width, height = size
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=torch.float64)
-    pose[:3, 3] = torch.tensor([x, y, 1.6], dtype=torch.float64)
-    focal = width * 0.7
-    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]).double()
-    return Camera(pose, K, width, height, time)
-
-
-def _wall(camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:
-    """A striped wall across the road at x = 20 m: exact colours and depth."""
-    K = camera.K.float()
-    depth = torch.full((camera.height, camera.width), 20.0 - float(camera.position[0]))
-    u = (torch.arange(camera.width) + 0.5 - K[0, 2]) / K[0, 0]
-    v = (torch.arange(camera.height) + 0.5 - K[1, 2]) / K[1, 1]
-    y = float(camera.position[1]) - u[None] * depth
-    z = 1.6 - v[:, None] * depth
-    channels = [0.5 + 0.3 * torch.sin(y + k) * torch.cos(0.7 * z) for k in range(3)]
-    return torch.stack(channels, dim=-1), depth
-
-
-def make_batch(size=(64, 36), frames=2, seed=0) -> RepairBatch:
-    """Novel views 1 m to the left: the exact image with noise where the scene is unsure."""
-    generator = torch.Generator().manual_seed(seed)
-    cameras = tuple(_camera(float(t), 1.0, size, float(t)) for t in range(frames))
-    references = []
-    for x in range(-3, frames + 3):
-        camera = _camera(float(x), 0.0, size, float(x))
-        references.append(Reference(*_wall(camera), camera))
-    truth = torch.stack([_wall(camera)[0] for camera in cameras])
-    depths = torch.stack([_wall(camera)[1] for camera in cameras])
-    calibrated = torch.rand(depths.shape, generator=generator) * 0.3
-    calibrated[:, :, size[0] // 2 :] += 0.65
-    noise = 0.3 * (torch.rand(truth.shape, generator=generator) - 0.5)
-    renders = torch.where((calibrated > 0.4)[..., None], truth + noise, truth).clamp(0, 1)
-    coverage = torch.ones_like(calibrated, dtype=torch.bool)
-    coverage[:, : size[1] // 4, -size[0] // 4 :] = False
-    return RepairBatch(
-        renders=renders,
-        alphas=coverage.float(),
-        depths=depths,
-        eig=calibrated * 5,
-        calibrated_eig=calibrated,
-        coverage=coverage,
-        ucr=(calibrated >= 0.4) | ~coverage,
-        cameras=cameras,
-        references=tuple(references),
-        seed=seed,
-    )
-
-
 @pytest.fixture(params=sorted(REPAIRERS))
 def repairer(request):
     return create_repairer(request.param)
@@ -81,7 +28,7 @@ def repairer(request):
 
 @pytest.fixture(params=SIZES, ids=["even", "odd"])
 def batch(request) -> RepairBatch:
-    return make_batch(request.param)
+    return wall_batch(request.param)
 
 
 def test_frames_keep_their_number_size_and_range(repairer, batch):
@@ -103,7 +50,7 @@ def test_hpr_pixels_come_back_untouched(repairer, batch):
 
 def test_repair_changes_under_constrained_pixels_for_the_better(repairer, batch):
     result = repair_batch(repairer, batch)
-    truth = torch.stack([_wall(camera)[0] for camera in batch.cameras])
+    truth = torch.stack([wall_view(camera)[0] for camera in batch.cameras])
     changed = (result.rgb != batch.renders).any(-1)
     before = (batch.renders - truth)[changed].abs().mean()
     after = (result.rgb - truth)[changed].abs().mean()
@@ -146,14 +93,14 @@ def test_a_batch_of_ucr_only_is_finite(repairer, batch):
 
 
 def test_one_frame_is_a_batch(repairer):
-    assert repair_batch(repairer, make_batch(frames=1)).rgb.shape[0] == 1
+    assert repair_batch(repairer, wall_batch(frames=1)).rgb.shape[0] == 1
 
 
 def test_iteration_can_stop_between_frames(repairer):
-    frames = repair_frames(repairer, make_batch(frames=3))
+    frames = repair_frames(repairer, wall_batch(frames=3))
     first = next(frames)
     frames.close()
-    assert torch.equal(first.rgb, repair_batch(repairer, make_batch(frames=3)).rgb[0])
+    assert torch.equal(first.rgb, repair_batch(repairer, wall_batch(frames=3)).rgb[0])
     with pytest.raises(StopIteration):
         next(frames)
 
@@ -188,7 +135,7 @@ def test_moving_things_of_another_time_leave_no_trace(repairer, batch):
 def test_the_estimate_grows_with_the_work_and_the_budget_refuses(repairer):
     small = repairer.estimate_seconds(1, 90, 160)
     assert 0 < small < repairer.estimate_seconds(2, 180, 320)
-    batch = replace(make_batch(), budget=RepairBudget(seconds=1e-9))
+    batch = replace(wall_batch(), budget=RepairBudget(seconds=1e-9))
     with pytest.raises(RepairError, match="more than the 0 s allowed"):
         repair_batch(repairer, batch)
 

@@ -1,0 +1,161 @@
+"""The refiner's network: what it sees, what it computes, and its weights as a file.
+
+It stands on the reprojection: its base is the frame that engine returns, and with its head at zero it
+returns that frame. It may move each pixel along the colours that are known there (render, fused warp,
+best single warp) and add a bounded residual, so that it cannot run away from the evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faithfusion_studio.repair.base import FrameRepair, RepairBatch
+from faithfusion_studio.repair.gate import GateConfig, blend_gate
+
+Size = Literal["S", "M"]
+WIDTHS: dict[Size, tuple[int, ...]] = {"S": (32, 48, 64, 96), "M": (64, 112, 176, 256)}
+"""Channels at 1/2, 1/4, 1/8 and 1/16 of the image."""
+BLOCKS: dict[Size, int] = {"S": 1, "M": 2}
+"""Residual blocks per level on the way down, and as many on the way up."""
+
+CHANNELS = 19
+RENDER, FUSED, BEST = slice(0, 3), slice(3, 6), slice(6, 9)
+BELIEF, SEEN, EIG, GATE = 10, 11, 17, 18
+"""Where `refiner_inputs` puts what other code needs to find again."""
+UNKNOWN_EIG = 0.5
+"""Calibrated EIG the network is shown where none is known."""
+MAX_RESIDUAL = 0.25
+"""Largest colour the network may add beyond the known colours."""
+ERROR_SCALE = 0.08
+"""Expected absolute colour error at which confidence is one half."""
+
+
+def refiner_inputs(
+    batch: RepairBatch, t: int, reprojected: FrameRepair, config: GateConfig | None = None
+) -> Float32[Tensor, "C H W"]:
+    """What the network sees of frame t, `CHANNELS` maps of about unit range.
+
+    Args:
+        batch: Renders and their EIG.
+        t: Frame.
+        reprojected: What the reprojection made of it, with its features.
+        config: Of the gate, whose opening is one of the maps.
+    """
+    features = reprojected.features
+    assert features is not None
+    gate = blend_gate(
+        batch.calibrated_eig[t],
+        batch.ucr[t],
+        batch.coverage[t],
+        batch.eig_threshold,
+        config or GateConfig(),
+    )
+    own, warped = batch.depths[t], features.depth
+    apart = (warped.clamp(0.5, 200) / own.clamp(0.5, 200)).log().clamp(-1, 1)
+    seen = (features.weight / 0.3).clamp(0, 1)
+    maps = [
+        batch.alphas[t],
+        reprojected.confidence,
+        seen,
+        torch.log1p(features.weight) / 2,
+        torch.log1p(features.best_weight) / 2,
+        5 * features.variance.clamp(min=0).sqrt(),
+        2 / warped.clamp(2, 200),
+        apart,
+        batch.calibrated_eig[t],
+        gate,
+    ]
+    colors = torch.cat([batch.renders[t], features.fused, features.best], dim=-1)
+    return torch.cat([colors.permute(2, 0, 1), torch.stack(maps)])
+
+
+class Refined(NamedTuple):
+    """What the network makes of frames."""
+
+    rgb: Float[Tensor, "B 3 H W"]
+    """In [0, 1]."""
+    error: Float[Tensor, "B H W"]
+    """Expected absolute error of `rgb`, mean over channels, > 0."""
+    residual: Float[Tensor, "B H W"]
+    """Largest colour that comes from no recorded or rendered pixel, in [0, `MAX_RESIDUAL`]."""
+
+
+class Refiner(nn.Module):
+    """A U-Net at half resolution over one frame.
+
+    Args:
+        size: "S" trains on a CPU in an hour; "M" is for a GPU.
+    """
+
+    def __init__(self, size: Size = "S") -> None:
+        super().__init__()
+        self.size: Size = size
+        widths, blocks = WIDTHS[size], BLOCKS[size]
+        self.stem = nn.Conv2d(4 * CHANNELS, widths[0], 1)
+        self.down = nn.ModuleList(_level(width, blocks) for width in widths)
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.grow = nn.ModuleList(
+            nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.up = nn.ModuleList(_level(width, blocks) for width in widths[:-1])
+        self.head = nn.Conv2d(widths[0], 4 * 6, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Float[Tensor, "B C H W"]) -> Refined:
+        """Refine frames of any size."""
+        height, width = inputs.shape[-2:]
+        multiple = 2 ** len(self.down)
+        pad = (0, -width % multiple, 0, -height % multiple)
+        x = functional.pad(inputs, pad, mode="replicate")
+        x = self._features(functional.pixel_unshuffle(x, 2))
+        out = functional.pixel_shuffle(self.head(x), 2)[..., :height, :width].float()
+        return _compose(inputs.float(), out)
+
+    def _features(self, x: Tensor) -> Tensor:
+        x, skips = self.stem(x), []
+        for level, shrink in zip(self.down, self.shrink, strict=False):
+            x = level(x)
+            skips.append(x)
+            x = shrink(x)
+        x = self.down[-1](x)
+        for skip, grow, level in reversed(list(zip(skips, self.grow, self.up, strict=True))):
+            x = functional.interpolate(grow(x), scale_factor=2.0, mode="nearest")
+            x = level(x + skip)
+        return x
+
+
+class _Block(nn.Module):
+    """x + two convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(functional.relu(self.first(functional.relu(x))))
+
+
+def _level(width: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(_Block(width) for _ in range(blocks)))
+
+
+def _compose(inputs: Tensor, out: Tensor) -> Refined:
+    """Colours from the known ones: base + shift (fused - render) + swap (best - fused) + residual."""
+    render, fused, best = inputs[:, RENDER], inputs[:, FUSED], inputs[:, BEST]
+    belief, seen = inputs[:, BELIEF : BELIEF + 1], inputs[:, SEEN : SEEN + 1]
+    base = torch.lerp(render, fused, belief)
+    shift, swap = (torch.tanh(out[:, 3:5]) * seen).split(1, dim=1)
+    residual = MAX_RESIDUAL * torch.tanh(out[:, :3])
+    rgb = base + shift * (fused - render) + swap * (best - fused) + residual
+    error = ERROR_SCALE * functional.softplus(out[:, 5] - 0.5) + 1e-3
+    return Refined(rgb.clamp(0, 1), error, residual.detach().abs().amax(1))

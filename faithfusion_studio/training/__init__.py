@@ -1,0 +1,1 @@
+"""Training of our own networks on procedural streets, from nothing."""

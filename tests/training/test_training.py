@@ -1,0 +1,188 @@
+"""Pairs come from streets and their truth; fitting learns, stops and goes on as if it had not stopped."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from faithfusion_studio import cli
+from faithfusion_studio.repair.refiner_network import (
+    BELIEF,
+    CHANNELS,
+    EIG,
+    FUSED,
+    GATE,
+    RENDER,
+)
+from faithfusion_studio.synthetic.raytrace import trace_view
+from faithfusion_studio.synthetic.recording import drive
+from faithfusion_studio.synthetic.street import StreetConfig, build_street
+from faithfusion_studio.training.fitting import Fitting, FittingConfig, held_out_gain, vary
+from faithfusion_studio.training.pairs import (
+    OFFSETS,
+    PairFile,
+    TrainingError,
+    cached_pairs,
+    draw_views,
+    street_recipe,
+)
+
+TINY = FittingConfig(steps=40, batch=2, crop=(32, 48), rate=3e-3, warm_up=5, average=0.8)
+
+
+def tiny_recipe(seed):
+    return replace(
+        street_recipe(seed),
+        street=StreetConfig(seed=seed, length=12.0, sight=20.0, ambient_rays=1),
+        frames=12,
+        size=(96, 54),
+        steps=8,
+        max_gaussians=500,
+        views=(1, 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """Pairs whose truth lies beyond what is believed of the warp."""
+    generator = torch.Generator().manual_seed(1)
+    degraded = torch.rand(4, CHANNELS, 48, 64, generator=generator)
+    degraded[:, GATE], degraded[:, BELIEF] = 1.0, 0.3
+    truth = 0.1 * degraded[:, RENDER] + 0.9 * degraded[:, FUSED]
+    path = tmp_path_factory.mktemp("made_up") / "pairs.safetensors"
+    save_file({"degraded": degraded.half(), "truth": truth.half()}, path)
+    return PairFile(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    said = []
+    path = cached_pairs(tiny_recipe(111), folder, said.append)
+    assert said
+    return path
+
+
+def test_pairs_are_made_once_and_hold_the_truth(cache):
+    said = []
+    assert cached_pairs(tiny_recipe(111), cache.parent, said.append) == cache and said == []
+    file, recipe = PairFile(cache), tiny_recipe(111)
+    assert file.shape == (3, CHANNELS, 54, 96)
+    street = build_street(recipe.street)
+    path = drive(street, recipe.frames, recipe.size)
+    camera = draw_views(path, 1, np.random.default_rng([111, 23]))[0]
+    truth = torch.from_numpy(trace_view(street, camera).rgb).permute(2, 0, 1)
+    assert torch.equal(file.crop(0, 0, 0, 54, 96).truth, truth.half())
+    window = file.crop(1, 10, 20, 16, 24)
+    assert torch.equal(window.degraded, file.crop(1, 0, 0, 54, 96).degraded[:, 10:26, 20:44])
+
+
+def test_recipes_differ_and_leave_one_family_for_tests():
+    recipes = [street_recipe(seed) for seed in range(110, 150)]
+    assert {r.street.family for r in recipes} == {"urban", "suburban"}
+    assert len({(r.every, r.steps, r.max_gaussians, r.exposure_drift > 0) for r in recipes}) > 10
+
+
+def test_views_stand_at_every_offset():
+    street = build_street(tiny_recipe(1).street)
+    path = drive(street, 12, (32, 18))
+    views = draw_views(path, len(OFFSETS), np.random.default_rng(0))
+    nearest = [min(float((v.position - c.position).norm()) for c in path.cameras) for v in views]
+    assert sorted(round(d, 1) for d in nearest) == pytest.approx(
+        sorted(abs(o) for o in OFFSETS), abs=0.15
+    )
+
+
+def test_a_damaged_cache_is_named(cache, tmp_path):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(cache.read_bytes()[:-10])
+    with pytest.raises(TrainingError, match="delete it"):
+        PairFile(cut)
+
+
+def test_fitting_learns_to_go_beyond_the_belief(made_up):
+    fitting = Fitting([made_up], TINY)
+    gains = [progress.gain for progress in fitting.run()]
+    assert gains[0] == pytest.approx(0, abs=0.01)
+    assert np.mean(gains[-5:]) > 1.0
+    reprojection, refiner = held_out_gain(fitting.averaged, made_up)
+    assert refiner > reprojection + 0.5
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(made_up, tmp_path):
+    config = replace(TINY, steps=8)
+    whole, first = Fitting([made_up], config), Fitting([made_up], config)
+    for _ in whole.run():
+        pass
+    run = first.run()
+    for _ in range(3):
+        next(run)
+    first.save(tmp_path / "c.safetensors")
+    second = Fitting([made_up], config)
+    second.resume(tmp_path / "c.safetensors")
+    assert second.step == 3 and [p.step for p in second.run()] == [4, 5, 6, 7, 8]
+    for name, value in whole.averaged.state_dict().items():
+        assert torch.equal(second.averaged.state_dict()[name], value), name
+
+
+def test_a_checkpoint_of_other_settings_or_damaged_is_refused(made_up, tmp_path):
+    path = tmp_path / "c.safetensors"
+    Fitting([made_up], TINY).save(path)
+    with pytest.raises(TrainingError, match="other settings"):
+        Fitting([made_up], replace(TINY, rate=1e-4)).resume(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(TrainingError, match="cannot be read"):
+        Fitting([made_up], TINY).resume(path)
+
+
+def test_without_pairs_nothing_is_trained():
+    with pytest.raises(TrainingError, match="at least one street"):
+        Fitting([], TINY)
+
+
+def test_variations_keep_pair_and_truth_together(made_up):
+    pair = made_up.crop(0, 0, 0, 48, 64)
+    degraded, truth = pair.degraded.float()[None], pair.truth.float()[None]
+    degraded[:, FUSED] = truth
+    before = degraded[:, EIG].clone()
+    changed, moved = vary(degraded.clone(), truth.clone(), np.random.default_rng(2))
+    assert torch.allclose(changed[:, FUSED], moved, atol=1e-6)
+    assert not torch.allclose(changed[:, FUSED], truth)
+    assert torch.allclose(changed[:, EIG].sort(-1).values, before.sort(-1).values)
+
+
+def test_the_command_trains_and_goes_on(cache, tmp_path, monkeypatch, capsys):
+    from faithfusion_studio.cli import train
+    from faithfusion_studio.repair import load_refiner
+
+    monkeypatch.setattr(train, "street_recipe", tiny_recipe)
+    monkeypatch.setattr(train, "PRESETS", {"S": replace(TINY, steps=6)})
+    out = tmp_path / "w.safetensors"
+    shutil.copy(cache, tmp_path)
+    words = ["train-refiner", str(out), "--seeds", "111:112", "--cache", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert "6 steps on 3 pairs of 1 streets" in capsys.readouterr().out
+    first = load_refiner(out).state_dict()
+    assert cli.main(words) == 0
+    assert "going on after step 6" in capsys.readouterr().err
+    for name, value in load_refiner(out).state_dict().items():
+        assert torch.equal(value, first[name])
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["w.safetensors", "--seeds", "390:410"], "are for training"),
+        (["w.safetensors", "--test", "101:103"], "are for training"),
+        (["w.safetensors", "--seeds", "5"], "expected A:B"),
+        (["w.pt"], "ending in .safetensors"),
+        (["w.safetensors", "--steps", "0"], "--steps"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(words, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train-refiner", *words, "--cache", "c"]) == 2
+    assert sentence in capsys.readouterr().err
