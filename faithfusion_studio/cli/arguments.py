@@ -220,11 +220,11 @@ class TrainRefiner(DeviceCommand):
     out: Positional[Path]
     """The weights to write (.safetensors)."""
     size: Literal["S", "M"] = "S"
-    """S: half a million parameters, an hour on a CPU. M: six million, for a GPU."""
+    """S: 260 thousand parameters, for a CPU. M: six million, for a GPU."""
     seeds: str = "110:150"
     """Half-open range A:B of the training streets' seeds, below 400."""
     steps: int | None = None
-    """Optimiser steps; 4000 for S, 9000 for M when not given."""
+    """Optimiser steps; 3000 for S, 9000 for M when not given."""
     seed: int = 0
     """Of the network and of the order in which it learns."""
     cache: Path | None = None

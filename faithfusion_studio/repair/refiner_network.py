@@ -18,7 +18,7 @@ from faithfusion_studio.repair.base import FrameRepair, RepairBatch
 from faithfusion_studio.repair.gate import GateConfig, blend_gate
 
 Size = Literal["S", "M"]
-WIDTHS: dict[Size, tuple[int, ...]] = {"S": (32, 48, 64, 96), "M": (64, 112, 176, 256)}
+WIDTHS: dict[Size, tuple[int, ...]] = {"S": (24, 32, 48, 64), "M": (64, 112, 176, 256)}
 """Channels at 1/2, 1/4, 1/8 and 1/16 of the image."""
 BLOCKS: dict[Size, int] = {"S": 1, "M": 2}
 """Residual blocks per level on the way down, and as many on the way up."""
@@ -89,7 +89,7 @@ class Refiner(nn.Module):
     """A U-Net at half resolution over one frame.
 
     Args:
-        size: "S" trains on a CPU in an hour; "M" is for a GPU.
+        size: "S" trains on a CPU; "M" is for a GPU.
     """
 
     def __init__(self, size: Size = "S") -> None:
@@ -139,7 +139,8 @@ class _Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
+        with torch.no_grad():
+            self.second.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(functional.relu(self.first(functional.relu(x))))

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from faithfusion_studio.fusion.losses import ssim_map
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.repair.refiner_network import (
     BELIEF,
@@ -49,8 +48,6 @@ class RefinerLosses:
     """Absolute error; raising it keeps edges."""
     gradient: float = 0.3
     """Absolute error of differences between neighbours, at two scales."""
-    ssim: float = 0.05
-    """1 - SSIM."""
     everywhere: float = 0.1
     """Absolute error before the gate, so that the network stays near the truth on HPR pixels too."""
     error: float = 0.02
@@ -62,12 +59,12 @@ class FittingConfig:
     """How the refiner is trained; the defaults are those of size S on a CPU."""
 
     size: Size = "S"
-    steps: int = 4000
-    batch: int = 4
+    steps: int = 3000
+    batch: int = 6
     """Crops per step."""
-    crop: tuple[int, int] = (192, 256)
+    crop: tuple[int, int] = (128, 160)
     """Height and width of a crop, pixels."""
-    rate: float = 1e-3
+    rate: float = 2e-3
     """Of AdamW, falling as a cosine to a hundredth."""
     warm_up: int = 50
     """Steps over which the rate rises."""
@@ -257,18 +254,11 @@ def losses(
     difference = shown - truth
     squared = difference.square().mean()
     free = (refined.rgb - truth).abs().mean(1)
-    dissimilarity = torch.stack(
-        [
-            1 - ssim_map(a, b).mean()
-            for a, b in zip(shown.permute(0, 2, 3, 1), truth.permute(0, 2, 3, 1), strict=True)
-        ]
-    )
     likelihood = (refined.error.log() + free.detach() / refined.error).mean()
     total = (
         weights.squared * squared
         + weights.absolute * (difference.square() + 1e-6).sqrt().mean()
         + weights.gradient * (_slopes(difference) + _slopes(functional.avg_pool2d(difference, 2)))
-        + weights.ssim * dissimilarity.mean()
         + weights.everywhere * free.mean()
         + weights.error * likelihood
     )
