@@ -70,7 +70,7 @@ class FittingConfig:
     """Steps over which the rate rises."""
     eig_dropout: float = 0.15
     """Share of crops that are shown no EIG."""
-    average: float = 0.995
+    average: float = 0.99
     """Of the exponential mean of the weights, which is what is saved."""
     seed: int = 0
     device: str = "cpu"
