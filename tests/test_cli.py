@@ -452,7 +452,8 @@ def test_every_command_has_a_home():
 
     assert set(cli.HOMES) == set(cli.COMMANDS)
     for command, home in cli.HOMES.items():
-        assert callable(getattr(import_module(f"faithfusion_studio.cli.{home}"), command))
+        module = import_module(f"faithfusion_studio.cli.{home}")
+        assert callable(getattr(module, command.replace("-", "_")))
 
 
 def test_the_version_is_printed(capsys):
