@@ -19,7 +19,7 @@ from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.gaussians import Gaussians, concatenate
 from faithfusion_studio.render.images import cubemap_image
-from faithfusion_studio.render.learning import AdamKind, adam_step, corrected_eps, visible_rows
+from faithfusion_studio.render.learning import AdamKind, adam_step, corrected_eps, reached_rows
 from faithfusion_studio.render.views import sky_image
 from faithfusion_studio.scene import CubemapSky, Scene, pixel_directions
 
@@ -115,9 +115,9 @@ class Learner:
         if exposure is not None and exposure.requires_grad:
             wanted["exposure"] = exposure
         gradients = dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
-        seen = visible_rows(meta, self.parameters.visible)
+        shown = reached_rows(meta, gradients["opacities"], self.parameters.visible)
         voxel = 0.01 * self.extent
-        value += self.parameters.step(gradients, self.weights, voxel, num_visible=seen)
+        value += self.parameters.step(gradients, self.weights, voxel, num_visible=shown)
         if self._sky is not None:
             self._sky.step(gradients["texels"])
         if "exposure" in gradients:

@@ -125,7 +125,7 @@ class GaussianParameters:
 
     @property
     def visible(self) -> UInt8[Tensor, "N"]:
-        """Scratch for the rows the current view sees."""
+        """Scratch: 1 for the rows that reach a pixel of the current view."""
         return self._visible[: self._rows]
 
     @property

@@ -1,4 +1,4 @@
-"""What learning needs beside images: which rows a view saw, Adam on those rows, statistics for densification.
+"""What learning needs beside images: which rows a view shows, Adam on those rows, statistics for densification.
 
 On the CPU each is one call into the core; tensors elsewhere take the same rules in plain torch.
 """
@@ -170,12 +170,24 @@ def activate(value: Float[Tensor, "*s"], activation: Activation, out: Float[Tens
     _load_core().activate(activation, value.numpy(), out.numpy(), _work()[0])
 
 
-def visible_rows(meta: RasterizationMeta, out: UInt8[Tensor, "N"]) -> int:
-    """Mark the first N Gaussians of a rasterisation that its first camera sees; returns how many those are."""
+def reached_rows(
+    meta: RasterizationMeta, opacity_gradient: Float[Tensor, "N"], out: UInt8[Tensor, "N"]
+) -> int:
+    """Mark the Gaussians that were blended into a pixel of the first camera: all others have a gradient of zero.
+
+    Args:
+        meta: Of a rasterisation whose first N Gaussians are meant.
+        opacity_gradient: Elsewhere than on the CPU it tells which those are; a Gaussian that only pixels of weight
+            zero show then counts as not reached.
+        out: 1 where reached, else 0; written.
+
+    Returns:
+        How many were reached.
+    """
     if meta.device.type != "cpu":
-        out.copy_((meta.radii[0, : len(out)] > 0).all(-1))
+        out.copy_(opacity_gradient != 0)
         return int(out.sum())
-    return _load_core().visible(meta.tiles.frames[0], out.numpy())
+    return _load_core().mark_reached(meta.tiles.frames[0], out.numpy(), _work()[0])
 
 
 def observe_rows(

@@ -18,7 +18,7 @@ from faithfusion_studio.render.learning import (
     activate,
     adam_step,
     observe_rows,
-    visible_rows,
+    reached_rows,
 )
 from faithfusion_studio.render.learning import _adam_in_torch as adam_in_torch
 from faithfusion_studio.render.rasterization import rasterization
@@ -261,12 +261,19 @@ def _frame(absgrad=True):
     return meta
 
 
-def test_visible_rows_and_statistics_equal_the_screen_quantities():
+@pytest.mark.parametrize("rows", [1500, 1400])
+def test_rows_that_reached_a_pixel_are_those_with_a_gradient(rows):
+    meta = _frame()
+    moved = (meta.absgrad[0, :rows] != 0).any(-1)
+    mask = torch.full((rows,), 7, dtype=torch.uint8)
+    assert reached_rows(meta, torch.zeros(rows), mask) == int(moved.sum()) > 100
+    assert torch.equal(mask.bool(), moved)
+    assert int((meta.radii[0, :rows] > 0).all(-1).sum()) > int(moved.sum())
+
+
+def test_statistics_equal_the_screen_quantities():
     meta = _frame()
     seen = (meta.radii[0] > 0).all(-1)
-    mask = torch.full((1500,), 7, dtype=torch.uint8)
-    assert visible_rows(meta, mask) == int(seen.sum()) > 100
-    assert torch.equal(mask.bool(), seen)
     rows = 1400  # the last hundred belong to something else
     gradient, count, radius = (
         torch.ones(rows),

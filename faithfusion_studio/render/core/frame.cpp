@@ -11,21 +11,22 @@ namespace {
 constexpr int kGroup = 4;
 
 void clear_rows(const Frame& f, const Work& work, float* rows) {
-    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    const Reached some = reached(f, work.threads);
     parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        for (int w = 0; w < work.workers(); w++)
-            std::memset(rows + (w * f.slots() + c * kChunk) * kRow, 0, sizeof(float) * kRow * counts[c]);
+        for (int i = 0; i < some.counts[c]; i++)
+            for (int w = 0; w < work.workers(); w++)
+                std::memset(rows + (w * f.slots() + some.slots[c * kChunk + i]) * kRow, 0, sizeof(float) * kRow);
     });
 }
 
 // Moves the colour sums of one group of feature channels to their gradient.
 void take_features(const Frame& f, const Work& work, int first, int count, float* rows, float* grad) {
     const int features = f.in.features;
-    const int32_t* counts = f.chunk_counts.as<int32_t>();
+    const Reached some = reached(f, work.threads);
     const int end = std::min(features - first, count);
     parallel_for(work.threads, f.chunks, [&](int, int64_t c) {
-        for (int i = 0; i < counts[c]; i++) {
-            const int64_t slot = c * kChunk + i, gaussian = f.gaussians.as<int32_t>()[slot];
+        for (int i = 0; i < some.counts[c]; i++) {
+            const int64_t slot = some.slots[c * kChunk + i], gaussian = f.gaussians.as<int32_t>()[slot];
             for (int w = 0; w < work.workers(); w++)
                 for (int k = 0; k < end; k++) {
                     float& sum = rows[(w * f.slots() + slot) * kRow + 8 + k];

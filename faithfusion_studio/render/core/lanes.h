@@ -10,17 +10,12 @@ FF_INLINE M first_lanes(int64_t count) { return from_bits(count >= 16 ? 0xffffu 
 
 // Lanes beyond `count` are zero and never read from memory.
 FF_INLINE F load_part(const float* p, int64_t count) {
-    if (count >= 16) return load(p);
-    alignas(64) float t[16] = {};
-    for (int64_t i = 0; i < count; i++) t[i] = p[i];
-    return load(t);
+    return count >= 16 ? load(p) : load_first(p, (int)count);
 }
 
 FF_INLINE void store_part(float* p, F v, int64_t count) {
-    if (count >= 16) return store(p, v);
-    alignas(64) float t[16];
-    store(t, v);
-    for (int64_t i = 0; i < count; i++) p[i] = t[i];
+    if (count >= 16) store(p, v);
+    else store_first(p, v, (int)count);
 }
 
 constexpr int kBand = 8;   // image rows per task: neighbouring rows share most of what they read

@@ -62,6 +62,7 @@ AdamKind make_kind(const nb::handle& item) {
     kind.width = (int)rates.shape(0);
     if (!t[5].is_none()) kind.activated = nb::cast<Array>(t[5]).data();
     kind.activation = named_activation(nb::cast<const char*>(t[6]));
+    if (kind.width > kMaxWidth || (kind.activated && kind.width > 4)) throw std::invalid_argument("too many numbers per row");
     return kind;
 }
 
@@ -105,14 +106,20 @@ void for_each_visible(const Frame& f, int64_t chunk, int64_t rows, Fn&& fn) {
     }
 }
 
-// out[i] = 1 where the frame shows row i, else 0; rows beyond the array are left out. Returns how many are shown.
-int64_t visible(const Frame& f, Bytes out) {
+// out[i] = 1 where row i reached a pixel, else 0; rows beyond the array are left out. Returns how many did.
+int64_t mark_reached(const Frame& f, Bytes out, int threads) {
     const int64_t rows = (int64_t)out.shape(0);
+    uint8_t* mark = out.data();
     nb::gil_scoped_release release;
-    std::fill_n(out.data(), rows, (uint8_t)0);
-    int64_t shown = 0;
-    for (int64_t c = 0; c < f.chunks; c++) for_each_visible(f, c, rows, [&](int64_t, int64_t i) { out.data()[i] = 1, shown++; });
-    return shown;
+    const Reached some = reached(f, threads);
+    std::fill_n(mark, rows, (uint8_t)0);
+    int64_t marked = 0;
+    for (int64_t c = 0; c < f.chunks; c++)
+        for (int k = 0; k < some.counts[c]; k++) {
+            const int64_t i = f.gaussians.as<int32_t>()[some.slots[c * kChunk + k]];
+            if (i < rows) mark[i] = 1, marked++;
+        }
+    return marked;
 }
 
 // Adds one view to the statistics of densification: the length of absgrad [N, 2] times `unit` to gradient, 1 to count,
@@ -139,6 +146,6 @@ void bind_optimizer(nb::module_& m) {
     m.def("adam", &adam, nb::arg("kinds"), nb::arg("visible").none(), nb::arg("clocks"), nb::arg("now"), nb::arg("eps"),
           nb::arg("low"), nb::arg("high"), nb::arg("terms").none(), nb::arg("threads"));
     m.def("activate", &activate);
-    m.def("visible", &visible);
+    m.def("mark_reached", &mark_reached);
     m.def("observe", &observe);
 }

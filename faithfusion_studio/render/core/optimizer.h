@@ -5,6 +5,7 @@
 namespace ff {
 
 constexpr int kMaxKinds = 8;
+constexpr int kMaxWidth = 48;   // numbers per row: 16 SH coefficients of 3 colours
 
 enum class Activation { None, Exp, Sigmoid };
 
@@ -12,7 +13,7 @@ struct AdamKind {   // one kind of parameter: all arrays [rows, width], row-majo
     int width = 1;
     Activation activation = Activation::None;
     float *value = nullptr, *mean = nullptr, *square = nullptr;   // stored value, first and second moment
-    float* activated = nullptr;        // activation(value), kept up to date; null where the value is used as it is
+    float* activated = nullptr;        // activation(value), kept up to date, 4 numbers per row at most; null: the value itself
     const float* gradient = nullptr;   // d loss / d activated value
     const float* rates = nullptr;      // [width] step sizes
 };

@@ -20,7 +20,7 @@ namespace {
 constexpr float kHuge = 1e18f;   // its square is still finite
 constexpr float kLimit = 100.0f; // regularisers grow no further beyond it
 constexpr int kRows = 16;        // rows of a block
-constexpr int kMaxWidth = 48;    // 16 SH coefficients of 3 colours
+constexpr int kNarrow = 4;       // numbers per row up to which sixteen rows are moved together
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
 constexpr int kTable = 1 << 15;  // steps after which beta2^t is below float precision
 
@@ -77,11 +77,9 @@ public:
             uint32_t seen = 0;
             for (int r = 0; r < b.rows; r++) seen |= (uint32_t)(!call_.visible || call_.visible[row + r]) << r;
             if (!seen) continue;
-            if (!finite(b)) {
-                const uint32_t good = seen & finite_rows(b);
-                out.refused += __builtin_popcount(seen & ~good);
-                seen = good;
-            }
+            const uint32_t good = finite_rows(b, seen);
+            out.refused += __builtin_popcount(seen & ~good);
+            seen = good;
             for (int r = 0; r < b.rows; r++)
                 if (seen >> r & 1) {
                     int32_t* clock = call_.clocks + 2 * (row + r);
@@ -94,26 +92,25 @@ public:
     }
 
 private:
-    bool finite(const Block& b) const {
-        M ok = from_bits(0xffff);
+    // Of the seen rows those whose gradients are all finite. Narrow kinds are looked at together, wide ones row by row.
+    uint32_t finite_rows(const Block& b, uint32_t seen) const {
+        uint32_t good = seen;
         for (int k = 0; k < count_; k++) {
-            const int64_t size = (int64_t)b.rows * kinds_[k].width;
-            const float* g = kinds_[k].gradient + b.first * kinds_[k].width;
-            for (int64_t i = 0; i < size; i += 16) ok = ok & (abs(load_part(g + i, size - i)) < F(kHuge));
-        }
-        return bits(ok) == 0xffff;
-    }
-
-    uint32_t finite_rows(const Block& b) const {
-        uint32_t good = 0;
-        for (int r = 0; r < b.rows; r++) {
-            bool ok = true;
-            for (int k = 0; k < count_; k++)
-                for (int i = 0; i < kinds_[k].width; i++)
-                    ok = ok && std::fabs(kinds_[k].gradient[(b.first + r) * kinds_[k].width + i]) < kHuge;
-            good |= (uint32_t)ok << r;
+            const int width = kinds_[k].width;
+            const float* g = kinds_[k].gradient + b.first * width;
+            if (width <= kNarrow && finite(g, b.rows * width)) continue;
+            for (uint32_t m = good; m; m &= m - 1) {
+                const int r = __builtin_ctz(m);
+                if (!finite(g + r * width, width)) good &= ~(1u << r);
+            }
         }
         return good;
+    }
+
+    static FF_INLINE bool finite(const float* g, int64_t count) {
+        M ok = from_bits(0xffff);
+        for (int64_t i = 0; i < count; i += 16) ok = ok & (abs(load_part(g + i, count - i)) < F(kHuge));
+        return bits(ok) == 0xffff;
     }
 
     // Gradient of the regularisers with respect to the scales of 16 rows, [16, 3]; their value is added to `out`.
@@ -153,42 +150,75 @@ private:
         out.regulariser += sum(keep(seen, value));
     }
 
-    void update(const Block& b, int k, AdamOutcome& out) const {
+    struct Moved {
+        F value, mean, square;
+    };
+
+    FF_INLINE Moved moved(const AdamKind& kind, int64_t p, int64_t count, F g, F rate, F factor, F decay) const {
+        const F m = fma(F((float)kBeta1), load_part(kind.mean + p, count), F((float)(1 - kBeta1)) * g);
+        const F v = fma(decay, load_part(kind.square + p, count), F((float)(1 - kBeta2)) * g * g);
+        F x = load_part(kind.value + p, count) - rate * factor * m / (sqrt(v) + F(call_.eps));
+        if (call_.low < call_.high) x = clamp(x, F(call_.low), F(call_.high));
+        return {x, m, v};
+    }
+
+    // A kind with many numbers per row, in which rows that rest are not even read.
+    void update_wide(const Block& b, int k) const {
         const AdamKind& kind = kinds_[k];
-        const int64_t size = (int64_t)b.rows * kind.width, base = b.first * kind.width;
-        alignas(64) float factor[kRows * kMaxWidth], decay[kRows * kMaxWidth], extra[kRows * 3];
-        if (kind.width == 1) spread(b.factor, 1, factor), spread(b.decay, 1, decay);
-        else if (kind.width == 3) spread(b.factor, 3, factor), spread(b.decay, 3, decay);
-        else if (kind.width == 4) spread(b.factor, 4, factor), spread(b.decay, 4, decay);
-        else spread(b.factor, kind.width, factor), spread(b.decay, kind.width, decay);
+        for (int r = 0; r < b.rows; r++) {
+            if (!(b.factor[r] > 0)) continue;
+            for (int i = 0; i < kind.width; i += 16) {
+                const int64_t p = (b.first + r) * kind.width + i;
+                const int count = std::min(16, kind.width - i);
+                const Moved to = moved(kind, p, count, load_part(kind.gradient + p, count), load(rates_[k] + i), F(b.factor[r]), F(b.decay[r]));
+                store_part(kind.value + p, to.value, count);
+                store_part(kind.mean + p, to.mean, count);
+                store_part(kind.square + p, to.square, count);
+            }
+        }
+    }
+
+    // A kind with few numbers per row: those of sixteen rows together.
+    template <int W>
+    void update_narrow(const Block& b, int k, AdamOutcome& out) const {
+        const AdamKind& kind = kinds_[k];
+        const int size = b.rows * W;
+        const int64_t base = b.first * W;
+        alignas(64) float factor[kRows * W], decay[kRows * W], extra[kRows * 3];
+        spread(b.factor, W, factor), spread(b.decay, W, decay);
         const bool shaped = k == call_.scales;
         if (shaped) regularise_scales(b, extra, out);
-        const F b1((float)kBeta1), c1((float)(1 - kBeta1)), c2((float)(1 - kBeta2)), eps(call_.eps);
-        for (int64_t i = 0; i < size; i += 16) {
+        for (int i = 0; i < size; i += 16) {
             const F f = load(factor + i);
             const M moves = F(0.0f) < f;
             if (!any(moves)) continue;
-            const int64_t left = size - i, p = base + i;
-            F g = load_part(kind.gradient + p, left);
+            const int count = std::min(16, size - i);
+            const int64_t p = base + i;
+            F g = load_part(kind.gradient + p, count), a(0.0f);
             if (shaped) g += load(extra + i);
-            if (kind.activation != Activation::None) {
-                const F a = load_part(kind.activated + p, left);
+            if (kind.activated) {
+                a = load_part(kind.activated + p, count);
                 if (k == call_.opacities) {
                     out.regulariser += sum(keep(moves, F(call_.terms.opacity) * a));
                     g += F(call_.terms.opacity);
                 }
                 g = g * (kind.activation == Activation::Exp ? a : a * (F(1.0f) - a));
             }
-            const F x = load_part(kind.value + p, left);
-            const F m0 = load_part(kind.mean + p, left), v0 = load_part(kind.square + p, left);
-            const F m = fma(b1, m0, c1 * g), v = fma(load(decay + i), v0, c2 * g * g);
-            F y = x - load(rates_[k] + i) * f * m / (sqrt(v) + eps);
-            if (call_.low < call_.high) y = clamp(y, F(call_.low), F(call_.high));
-            y = select(moves, y, x);
-            store_part(kind.value + p, y, left);
-            store_part(kind.mean + p, select(moves, m, m0), left);
-            store_part(kind.square + p, select(moves, v, v0), left);
-            if (kind.activated) store_part(kind.activated + p, select(moves, activated(kind.activation, y), load_part(kind.activated + p, left)), left);
+            const Moved to = moved(kind, p, count, g, load(rates_[k] + i), f, load(decay + i));
+            const F x = select(moves, to.value, load_part(kind.value + p, count));
+            store_part(kind.value + p, x, count);
+            store_part(kind.mean + p, select(moves, to.mean, load_part(kind.mean + p, count)), count);
+            store_part(kind.square + p, select(moves, to.square, load_part(kind.square + p, count)), count);
+            if (kind.activated) store_part(kind.activated + p, select(moves, activated(kind.activation, x), a), count);
+        }
+    }
+
+    void update(const Block& b, int k, AdamOutcome& out) const {
+        switch (kinds_[k].width) {
+            case 1: return update_narrow<1>(b, k, out);
+            case 3: return update_narrow<3>(b, k, out);
+            case 4: return update_narrow<4>(b, k, out);
+            default: update_wide(b, k);
         }
     }
 

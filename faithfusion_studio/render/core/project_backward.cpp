@@ -111,17 +111,21 @@ static FF_INLINE void shade_backward(const Frame& f, const Geometry& g, const in
     }
 }
 
-static FF_INLINE Screen load_screen(const Frame& f, int workers, const float* rows, int64_t slot, int count, const Gradients& grads) {
+static FF_INLINE Screen load_screen(const Frame& f, int workers, const float* rows, const int32_t* slots, const int32_t* index,
+                                    int count, const Gradients& grads) {
     const int64_t size = f.slots() * kRow;
-    alignas(64) float t[kRow][16] = {};
-    for (int l = 0; l < count; l++)
-        for (int w = 0; w < workers; w++) {
-            const float* row = rows + w * size + (slot + l) * kRow;
-            for (int k = 0; k < kRow; k++) t[k][l] += row[k];
-        }
-    alignas(64) float o[16];
-    const Record* records = f.records.as<Record>() + slot;
-    for (int l = 0; l < 16; l++) o[l] = records[l < count ? l : 0].opacity;
+    F sums[16];
+    for (int l = 0; l < 16; l++) {
+        sums[l] = F(0.0f);
+        if (l >= count) continue;
+        const float* row = rows + (int64_t)slots[l] * kRow;
+        for (int w = 0; w < workers; w++) sums[l] += load(row + w * size);
+    }
+    transpose16(sums);
+    alignas(64) float t[kRow][16], o[16];
+    for (int k = 0; k < kRow; k++) store(t[k], sums[k]);
+    const Record* records = f.records.as<Record>();
+    for (int l = 0; l < 16; l++) o[l] = records[slots[l]].opacity;
     Screen v;
     const float h = 2.0f / kLog2E;   // h is stored scaled by log2(e) / 2
     v.mx = load(t[1]) * F(h);
@@ -133,9 +137,8 @@ static FF_INLINE Screen load_screen(const Frame& f, int workers, const float* ro
     for (int ch = 0; ch < 3; ch++) v.color[ch] = load(t[8 + ch]);
     const int depth = f.in.depth_channel ? 8 + f.in.features % 4 : -1;
     v.depth = depth < 0 ? F(0.0f) : load(t[depth]);
-    const int32_t* gaussians = f.gaussians.as<int32_t>() + slot;
     for (int l = 0; l < count; l++) {
-        int64_t i = gaussians[l];
+        const int64_t i = index[l];
         if (grads.means2d) grads.means2d[2 * i] = t[1][l] * h, grads.means2d[2 * i + 1] = t[2][l] * h;
         if (grads.absgrad) grads.absgrad[2 * i] = t[6][l] * h, grads.absgrad[2 * i + 1] = t[7][l] * h;
     }
@@ -160,26 +163,23 @@ static void clear_chunk(const Inputs& in, int64_t chunk, const Gradients& g) {
     if (in.color_stride == 3) clear(g.bands, in.band_stride);   // otherwise part of the colours
 }
 
-static void backward_chunk(const Frame& f, int workers, int64_t chunk, const float* rows, const Gradients& grads, double* view) {
+static void backward_chunk(const Frame& f, int workers, int64_t chunk, const Reached& some, const float* rows, const Gradients& grads,
+                           double* view) {
     const Inputs& in = f.in;
-    const int kept = f.chunk_counts.as<int32_t>()[chunk];
-    for (int first = 0; first < kept; first += 16) {
-        const int count = kept - first < 16 ? kept - first : 16;
-        const int64_t slot = chunk * kChunk + first;
-        const int32_t* gaussians = f.gaussians.as<int32_t>() + slot;
-        const uint8_t* clamped = f.clamped.as<uint8_t>() + slot;
-        alignas(64) int32_t index[16];
+    some.for_each_sixteen(chunk, [&](const int32_t* own, int count, int) {
+        alignas(64) int32_t index[16], slots[16];
         uint32_t masked[3] = {0, 0, 0};
         for (int l = 0; l < 16; l++) {
-            int from = l < count ? l : 0;
-            index[l] = gaussians[from];
-            for (int ch = 0; ch < 3; ch++) masked[ch] |= (uint32_t)(clamped[from] >> ch & 1) << l;
+            slots[l] = own[l < count ? l : 0];
+            index[l] = f.gaussians.as<int32_t>()[slots[l]];
+            const uint32_t clamped = f.clamped.as<uint8_t>()[slots[l]];
+            for (int ch = 0; ch < 3; ch++) masked[ch] |= (clamped >> ch & 1) << l;
         }
         Geometry g;
         for (int k = 0; k < 3; k++) g.m[k] = load_indexed(in.means + k, 3, index);
         camera_position(f.cam, g);
         geometry(f.cam, in, index, g);
-        Screen v = load_screen(f, workers, rows, slot, count, grads);
+        Screen v = load_screen(f, workers, rows, slots, index, count, grads);
         Accumulated out;
         out.opacity = v.opacity;
         if (f.cam.antialiased) antialias_backward(f.cam, g, load_indexed(in.opacities, 1, index), v, out.opacity);
@@ -202,16 +202,17 @@ static void backward_chunk(const Frame& f, int workers, int64_t chunk, const flo
                 view[9 + k] += sum(keep(real, out.t[k]));
                 view[12 + k] += sum(keep(real, out.origin[k]));
             }
-    }
+    });
 }
 
 static void project_backward(const Frame& f, const Work& work, const float* rows, const Gradients& grads) {
     Buffer memory;
     double* views = memory.get<double>(15 * f.chunks);
     for (int64_t i = 0; i < 15 * f.chunks; i++) views[i] = 0;
+    const Reached some = reached(f, work.threads);   // all others have a gradient of zero
     parallel_for(work.threads, f.chunks, [&](int, int64_t chunk) {
         clear_chunk(f.in, chunk, grads);
-        backward_chunk(f, work.workers(), chunk, rows, grads, views + 15 * chunk);
+        backward_chunk(f, work.workers(), chunk, some, rows, grads, views + 15 * chunk);
     });
     if (!grads.viewmat) return;
     double v[15] = {};
