@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from faithfusion_studio.cameras import Trajectory
+from faithfusion_studio.io.annotations import annotations_json, boxes_of, lanes_of
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.camera_files import (
     cameras_json,
@@ -106,7 +107,12 @@ def read_cameras_json(path: Path) -> Capture:
         or f"cameras.json of {root.resolve().name}",
         licence=str(content.get("licence", ""))[:1000],
     )
-    return replace(capture, lidar=_sweeps(root, content, path))
+    return replace(
+        capture,
+        lidar=_sweeps(root, content, path),
+        boxes=boxes_of(content, path),
+        lanes=lanes_of(content, path),
+    )
 
 
 def _points(root: Path) -> PointCloud | None:
@@ -181,4 +187,5 @@ def _write_images(capture: Capture, folder: Path) -> dict[str, Any]:
             ) as temporary:
                 temporary.write_bytes(frame.dynamic_mask)
     content = cameras_json(capture.trajectory, files, masks)
-    return {"source": capture.source, "licence": capture.licence, **content}
+    about = {"source": capture.source, "licence": capture.licence}
+    return {**about, **content, **annotations_json(capture)}
