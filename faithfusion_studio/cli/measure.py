@@ -19,7 +19,14 @@ from faithfusion_studio.cli.truth import TrueFrame, Truth, find_truth
 from faithfusion_studio.io.weights import WeightsError
 from faithfusion_studio.metrics import PROTOCOL, aurg, ause, block_mean, psnr, spearman, ssim
 from faithfusion_studio.metrics.depth import depth_errors, depth_protocol
-from faithfusion_studio.metrics.frechet import feature_moments, frechet_distance, kernel_distance
+from faithfusion_studio.metrics.frechet import (
+    FULL_RANK,
+    KID_DRAWS,
+    feature_moments,
+    frechet_distance,
+    kernel_distance,
+)
+from faithfusion_studio.metrics.inception import InceptionFeatures
 from faithfusion_studio.metrics.lpips_weights import fetch_lpips
 from faithfusion_studio.metrics.perceptual import SMALLEST, Lpips, load_lpips
 from faithfusion_studio.metrics.regions import bad_half, blur_control, drift, region_psnr
@@ -104,6 +111,7 @@ def _measured(
     sheet, line, sizes = Sheet(), ProgressLine("measured frame"), []
     lpips = _perceptual(args, sheet)
     annotated = AnnotatedMetrics.of(args, scene, truth, sheet.missing)
+    network = lpips if args.inception is None else InceptionFeatures(args.inception)
     neighbours, features = _Neighbours(), ([], [])
     for done, true in enumerate(truth.frames(), start=1):
         sheet.rows.append({})
@@ -116,13 +124,13 @@ def _measured(
         if args.regions is not None or before is not None:
             _region_metrics(sheet, args, scene, before, true, rgb, truth.is_recording)
         neighbours.add(sheet, true, rgb, view.depth.cpu())
-        if lpips is not None and min(rgb.shape[:2]) >= SMALLEST:
+        if network is not None and min(rgb.shape[:2]) >= SMALLEST:
             for kept, image in zip(features, (rgb, true.image), strict=True):
-                kept.append(lpips.pooled([image]))
+                kept.append(network.pooled([image]))
         annotated.add(rgb, true.camera)
         line.update(done, len(truth))
     line.close()
-    _set_metrics(sheet, lpips, features)
+    _set_metrics(sheet, network, features)
     annotated.finish(sheet.put_whole)
     _why_missing(sheet, args, before, truth)
     return sheet, " and ".join(dict.fromkeys(sizes))
@@ -239,25 +247,32 @@ class _Neighbours:
 
 
 def _set_metrics(
-    sheet: Sheet, lpips: Lpips | None, features: tuple[list[Tensor], list[Tensor]]
+    sheet: Sheet,
+    network: Lpips | InceptionFeatures | None,
+    features: tuple[list[Tensor], list[Tensor]],
 ) -> None:
     """Distances of the sets of renders and of true frames, under the network's own name."""
-    sheet.missing["fid"] = (
-        "FID is defined by the features of one Inception network, which is not part of this program; "
-        "fd and kd are the same mathematics on the named network and never compare with FID or KID."
-    )
-    if lpips is None or len(features[0]) < 2:
-        reason = "LPIPS weights, whose network they use" if lpips is None else "two frames"
+    is_fid = isinstance(network, InceptionFeatures) and network.is_fid
+    if not is_fid:
+        sheet.missing["fid"] = (
+            "FID and KID are defined by one network, --inception pt_inception-2015-12-05-6726825d.pth; "
+            "fd and kd are the same mathematics on the network they name and never compare with them."
+        )
+    if network is None or len(features[0]) < 2:
+        reason = "a network: --inception, or LPIPS weights" if network is None else "two frames"
         sheet.missing["fd"] = f"Frechet and kernel distance need {reason}."
         return
     rendered, true = (torch.cat(rows) for rows in features)
-    moments = feature_moments(rendered), feature_moments(true)
-    name = lpips.name
-    how = f"last features of {lpips.protocol.split(' ', 2)[2]}, averaged; n = {len(true)} a side"
-    sheet.put_whole(f"fd_{name}", frechet_distance(*moments), f"Frechet distance, {how}")
-    kernel = kernel_distance(rendered, true)
-    words = f"kernel distance, cubic, subsets of {kernel.subset}, 100 draws, seed 0, {how}"
-    sheet.put_whole(f"kd_{name}", kernel.mean, words)
+    label = network.name.split(" ", maxsplit=1)[0]
+    frechet, kernel = ("fid", "kid") if is_fid else (f"fd_{label}", f"kd_{label}")
+    few = "" if len(true) >= FULL_RANK else f", biased below {FULL_RANK}"
+    how = f"mean features of {network.protocol}, n = {len(true)} a side"
+    distance = frechet_distance(feature_moments(rendered), feature_moments(true))
+    sheet.put_whole(frechet, distance, f"Frechet distance, {how}{few}")
+    found = kernel_distance(rendered, true)
+    words = f"cubic kernel, subsets of {found.subset}, {KID_DRAWS} draws, seed 0"
+    sheet.put_whole(kernel, found.mean, f"kernel distance, {words}, {how}")
+    sheet.put_whole(f"{kernel}_sd", found.deviation, f"spread over the draws, {words}, {how}")
 
 
 def _why_missing(sheet: Sheet, args: a.Metrics, before: Scene | None, truth: Truth) -> None:
