@@ -107,6 +107,7 @@ class Refiner(nn.Module):
         self.up = nn.ModuleList(_level(width, blocks) for width in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * 6, 1)
         nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Float[Tensor, "B C H W"]) -> Refined:

@@ -24,6 +24,7 @@ from faithfusion_studio.synthetic.street import Family, StreetConfig, build_stre
 
 TEST_OFFSETS = (1.0, 3.0, 6.0, -2.0)
 """m; positive = left."""
+TEST_FRAMES, TEST_SIZE = 48, (480, 270)
 TEST_STEPS = 1800
 TEST_GAUSSIANS = 150_000
 
@@ -74,12 +75,12 @@ def compare_on_street(
         family: Of the street.
         engines: What to compare.
         folder: Where reconstructions are kept.
-        frames: Of 48.
+        frames: Of `TEST_FRAMES`.
         offsets: Lateral offsets, m.
         say: Told what is being done.
     """
     street = build_street(StreetConfig(seed=seed, family=family))
-    path = drive(street, 48, (480, 270))
+    path = drive(street, TEST_FRAMES, TEST_SIZE)
     say(f"street {seed} ({family})")
     scene = street_scene(seed, family, path, folder / f"{family}-{seed}.ckpt")
     references = RecordedReferences(scene, None)

@@ -154,3 +154,18 @@ def test_history_spills_to_native_files_and_comes_back_bit_by_bit(session):
     assert entry.scene.metadata == scene.metadata
     assert torch.equal(entry.optimizer_state["means"]["exp_avg"], moments["means"]["exp_avg"])
     history.close()
+
+
+def test_every_engine_can_be_chosen_and_one_without_weights_says_why(tmp_path, monkeypatch):
+    from faithfusion_studio.repair import REPAIRERS, refiner_weights
+    from faithfusion_studio.session.engines import list_engines
+
+    scene = recorded(make_street())
+    engines = {engine.name: engine for engine in list_engines(scene)}
+    assert list(engines) == list(REPAIRERS) and {"reprojection", "refiner"} <= set(engines)
+    for engine in engines.values():
+        assert engine.problem is None and engine.seconds_per_frame > 0
+    monkeypatch.setattr(refiner_weights, "packaged_weights", lambda: tmp_path / "none.safetensors")
+    engines = {engine.name: engine for engine in list_engines(scene)}
+    assert "none.safetensors" in engines["refiner"].problem
+    assert engines["reprojection"].problem is None
