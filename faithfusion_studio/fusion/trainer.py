@@ -87,8 +87,7 @@ class Trainer:
                 kind: getattr(self.config.rates, kind) * self.config.rate_scale
                 for kind in ("log_scales", "quats", "logit_opacities", "sh0", "shN")
             },
-            # A trained scene's positions sit at the low end of their decay; start where it stopped.
-            means=self.config.rates.means * 0.03,
+            means=self.config.rates.means * self.config.means_scale,
         )
         self._rates = {kind: getattr(rates, kind) for kind in KINDS}
         self._rates["means"] *= extent
