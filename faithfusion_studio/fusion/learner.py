@@ -135,9 +135,14 @@ class Learner:
         if placed is not None:
             nodes = (placed.means, placed.quats, placed.scales, placed.opacities, placed.sh)
             given = [torch.cat(pair) for pair in zip(given, nodes, strict=True)]
-        device = given[0].device
+        means, quats, scales, opacities, sh = given
+        device = means.device
         return rasterization(
-            *given,
+            means,
+            quats,
+            scales,
+            opacities,
+            sh,
             camera.viewmat.to(device, torch.float32)[None],
             camera.K.to(device, torch.float32)[None],
             camera.width,

@@ -36,6 +36,10 @@ def bytes_per_gaussian(sh_degree: int) -> int:
 
     With P = 11 + 3 (degree + 1)^2 numbers per Gaussian: 12 P for the value and two moments, 16 for activated
     scales and opacity, 8 for two clocks (see `adam_step`), 1 for the provenance and 1 for visibility.
+
+    A step needs at its peak, besides, 4 P for the gradients, 16 for those on the image plane and about 100 + 64 per
+    thread for the records and sums of each Gaussian in view; growing keeps 12 more. All of it is bounded by the
+    capacity the parameters are made with: up to there rows are written in place, never copied.
     """
     return 12 * (11 + 3 * (sh_degree + 1) ** 2) + 16 + 8 + 2
 
@@ -218,11 +222,11 @@ class GaussianParameters:
         self, gradients: dict[str, Tensor], weights: LossWeights, voxel: float, mask: Tensor | None
     ) -> float:
         rows = slice(None) if mask is None else mask.nonzero().squeeze(-1)
-        leaves = [self.scales[rows].requires_grad_(), self.opacities[rows].requires_grad_()]
-        loss = shape_loss(*leaves, weights, voxel)
-        for name, more in zip(
-            ("scales", "opacities"), torch.autograd.grad(loss, leaves), strict=True
-        ):
+        scales = self.scales[rows].requires_grad_()
+        opacities = self.opacities[rows].requires_grad_()
+        loss = shape_loss(scales, opacities, weights, voxel)
+        gradient = torch.autograd.grad(loss, [scales, opacities])
+        for name, more in zip(("scales", "opacities"), gradient, strict=True):
             total = gradients[name].clone()
             total[rows] += more
             gradients[name] = total

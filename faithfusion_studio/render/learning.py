@@ -157,8 +157,8 @@ def _adam_in_torch(
         kind.mean.copy_(torch.where(here, mean, kind.mean))
         kind.square.copy_(torch.where(here, square, kind.square))
         if kind.activated is not None:
-            now = kind.value.exp() if kind.activation == "exp" else torch.sigmoid(kind.value)
-            kind.activated.copy_(torch.where(here, now, kind.activated))
+            activated = kind.value.exp() if kind.activation == "exp" else torch.sigmoid(kind.value)
+            kind.activated.copy_(torch.where(here, activated, kind.activated))
     return refused
 
 
