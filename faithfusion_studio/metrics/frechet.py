@@ -9,6 +9,7 @@ Sources: Heusel et al. 2017 (FID); Binkowski et al. 2018 (KID: unbiased MMD^2, c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,7 @@ class KernelDistance:
 
     mean: float
     deviation: float
-    """Standard deviation over the draws (the spread, not an error of the mean)."""
+    """Standard deviation over the draws (the spread, not an error of the mean); NaN if every draw is all."""
     subset: int
     """Images per draw and side."""
 
@@ -107,7 +108,9 @@ def kernel_distance(
         for x in (a, b)
     ]
     values = torch.stack([mmd2(a[i].double(), b[j].double()) for i, j in zip(*draw, strict=True)])
-    return KernelDistance(float(values.mean()), float(values.std(correction=0)), size)
+    everything = size == len(a) == len(b)
+    spread = math.nan if everything else float(values.std(correction=0))
+    return KernelDistance(float(values.mean()), spread, size)
 
 
 def mmd2(a: Float64[Tensor, "N D"], b: Float64[Tensor, "M D"]) -> Float64[Tensor, ""]:

@@ -1,5 +1,7 @@
 """The mathematics of FID and KID against closed forms and second derivations."""
 
+import math
+
 import pytest
 import torch
 
@@ -74,6 +76,7 @@ def test_the_kernel_distance_is_unbiased_and_repeatable():
     assert first == again
     assert first.subset == 20 and first.deviation > 0
     assert kernel_distance(x, y, draws=2).subset == 30
+    assert math.isnan(kernel_distance(y, y + 1, draws=2).deviation)
 
 
 def test_sets_that_say_nothing_are_refused():
