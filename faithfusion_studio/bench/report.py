@@ -43,7 +43,19 @@ class BenchConfig:
     peer: str | None = None
     """train: the program OpenSplat, run beside our trainer."""
     capture: str | None = None
-    """train: the recording both train on; None generates one."""
+    """train: the recording both train on; uncertainty: one that brings its truth; None generates one."""
+    scenes: int = 0
+    """uncertainty: test streets."""
+    trainings: int = 1
+    """uncertainty: reconstructions of each scene, by seed."""
+    members: int = 0
+    """uncertainty: further trainings of the ensemble; 0 leaves it out."""
+    steps: int = 0
+    """uncertainty: of each reconstruction."""
+    views: int = 0
+    """uncertainty: true views per scene and block."""
+    scale: float = 1.0
+    """uncertainty: size of everything over the recorded size."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +155,17 @@ class Report:
 
     def write(self, folder: Path) -> list[Path]:
         """Write bench_TOPIC.json, .md and .png; returns the three paths."""
-        from faithfusion_studio.bench.plots import draw
-
         files = [folder / f"bench_{self.topic}{suffix}" for suffix in (".json", ".md", ".png")]
         files[0].write_text(json.dumps(self.to_json(), indent=1) + "\n")
         files[1].write_text(self.to_markdown() + "\n")
-        draw(self, files[2])
+        self.draw(files[2])
         return files
+
+    def draw(self, path: Path) -> None:
+        """Write the picture of the report (.png or .svg, by suffix)."""
+        from faithfusion_studio.bench.plots import draw
+
+        draw(self, path)
 
 
 def in_words(value: Value | int, unit: str = "") -> str:

@@ -47,6 +47,28 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
             sizes=((320, 180), (640, 360), (1280, 720)),
         ),
     ),
+    "uncertainty": (
+        "uncertainty.run.run_uncertainty",
+        BenchConfig(
+            150_000,
+            (480, 270),
+            repeats=1,
+            scenes=5,
+            trainings=3,
+            members=3,
+            steps=1500,
+            views=6,
+        ),
+        BenchConfig(
+            40_000,
+            (320, 180),
+            repeats=1,
+            scenes=2,
+            members=2,
+            steps=400,
+            views=3,
+        ),
+    ),
 }
 """Where each topic is run, its full size, and its size with --quick."""
 
@@ -82,7 +104,7 @@ def run_bench(topic: str, config: BenchConfig) -> Report:
             f"bench: found {config.gaussians} Gaussians, {config.repeats} repeats and "
             f"{config.threads} threads; at least one of each is needed."
         )
-    module, name = TOPICS[topic][0].split(".")
+    module, _, name = TOPICS[topic][0].rpartition(".")
     run: Callable[[BenchConfig], Report] = getattr(
         import_module(f"faithfusion_studio.bench.{module}"), name
     )

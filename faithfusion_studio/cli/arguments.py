@@ -223,11 +223,11 @@ class Convert(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure speed, interleaved in one run, against goals and floors; a missed floor is said."""
+    """Measure speed against goals and floors, interleaved in one run, or whether uncertainty predicts true errors."""
 
-    topic: Positional[Literal["raster", "eig", "train", "view", "scale"]]
+    topic: Positional[Literal["raster", "eig", "train", "view", "scale", "uncertainty"]]
     quick: bool = False
-    """A smaller run of less than 45 s on 2 cores."""
+    """A smaller run of less than 45 s on 2 cores; of less than 10 min in the topic uncertainty."""
     gaussians: int | None = None
     """Gaussians of the generated street; that of the topic when not given."""
     size: str | None = None
@@ -237,9 +237,17 @@ class Bench(Command):
     peer: str | None = None
     """train: the program OpenSplat, run beside our trainer on the same frames."""
     capture: Path | None = None
-    """train: the recording of that race, with 3D points; a generated one when not given."""
+    """train: the recording of that race, with 3D points. uncertainty: what `synthesize` wrote, or a stereo recording. Generated when not given."""
     seconds: float | None = None
     """train: how long each side of the race runs. view: how long the camera moves."""
+    steps: int | None = None
+    """uncertainty: of each reconstruction; that of the topic when not given."""
+    scenes: int | None = None
+    """uncertainty: test streets; those of the topic when not given."""
+    trainings: int | None = None
+    """uncertainty: reconstructions of each scene; those of the topic when not given."""
+    scale: float | None = None
+    """uncertainty: size of everything over the recorded size."""
     out: Path | None = None
     """Folder for the report as JSON, Markdown and a plot."""
     seed: int = 0

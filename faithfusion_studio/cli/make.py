@@ -100,6 +100,10 @@ def bench(args: a.Bench) -> Result:
         seed=args.seed,
         seconds=args.seconds,
         peer=args.peer,
+        steps=args.steps,
+        scenes=args.scenes,
+        trainings=args.trainings,
+        scale=args.scale,
         capture=None if args.capture is None else str(args.capture),
     )
     folder = None if args.out is None else output_folder(args.out)

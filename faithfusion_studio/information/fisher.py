@@ -23,12 +23,11 @@ from faithfusion_studio.information.eig import eig_map
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
 from faithfusion_studio.render.chain import PACKED_BLOCK
 from faithfusion_studio.render.one_view import add_view
-from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import (
     RasterizedView,
-    ViewOptions,
     apply_exposure,
     rasterize_view,
+    render_features,
 )
 from faithfusion_studio.scene import (
     CubemapSky,
@@ -287,22 +286,11 @@ def _splatted(
     scene: Scene, camera: Camera, view: RasterizedView, squared: Tensor, weights: Tensor
 ) -> Tensor:
     """Sums over pixels of w_ip r^2(p) and w_ip: the gradient of a rendered feature is its blending weight."""
-    g, device = view.world.gaussians, view.alpha.device
-    feature = torch.zeros(len(g), 2, device=device, requires_grad=True)
+    device = view.alpha.device
+    feature = torch.zeros(len(view.world.gaussians), 2, device=device, requires_grad=True)
     with torch.enable_grad():
-        rendered, _, _ = rasterization(
-            g.means.detach(),
-            g.quats.detach(),
-            g.scales.detach(),
-            g.opacities.detach(),
-            feature,
-            camera.viewmat.to(device, torch.float32)[None],
-            camera.K.to(device, torch.float32)[None],
-            camera.width,
-            camera.height,
-            near_plane=ViewOptions().near_plane,
-        )
-    pixels = torch.stack([squared, weights.to(squared)], -1)[None]
+        rendered, _, _ = render_features(view, camera, feature)
+    pixels = torch.stack([squared, weights.to(squared)], -1)
     (sums,) = torch.autograd.grad(rendered, feature, pixels)
     out = torch.zeros(scene.num_gaussians, 2, device=device)
     rows = view.world.rows

@@ -28,8 +28,8 @@ from faithfusion_studio.render.chain import (
     diagonal_of,
     last_positions,
 )
-from faithfusion_studio.render.rasterization import accumulate_information, rasterization
-from faithfusion_studio.render.views import RasterizedView, ViewOptions
+from faithfusion_studio.render.rasterization import accumulate_information
+from faithfusion_studio.render.views import RasterizedView, render_features
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.transforms import SH_C0, eval_sh
 
@@ -56,8 +56,8 @@ def released_gain(
     seen = seen + fisher.noise_std**2 * _activated(_diagonal(fisher.blocks)[rows], g)
     novel = _novel_squares(scene, camera, view)
     gain = (novel / (seen + DAMPING))[:, None]
-    splat, _, _ = _rasterize(view, camera, gain)
-    raw = splat[0, :, :, 0] * (view.depth * view.alpha > LEAST_DEPTH)
+    splat, _, _ = render_features(view, camera, gain)
+    raw = splat[:, :, 0] * (view.depth * view.alpha > LEAST_DEPTH)
     raw = raw / last_positions(view.meta).clamp(min=1e-6) / DIVISOR
     return torch.log1p(raw) + 1e-9
 
@@ -72,7 +72,7 @@ def _novel_squares(scene: Scene, camera: Camera, view: RasterizedView) -> Tensor
     # The sum of the channels is rendered as one channel, so that squares are taken after summing.
     total = colors.clamp(min=0).sum(1, keepdim=True)
     zeros = torch.zeros_like(total)
-    _, _, meta = _rasterize(view, camera, torch.cat([total, zeros, zeros], 1))
+    _, _, meta = render_features(view, camera, torch.cat([total, zeros, zeros], 1))
     S = accumulate_information(meta, torch.ones_like(view.alpha)[None])[0]
     summed = coefficients.sum(-1)
     summed[:, 0] += 1 / SH_C0  # keeps the summed colour positive; only its slope matters
@@ -103,19 +103,3 @@ def _activated(diagonal: Float[Tensor, "N 13"], g: Gaussians) -> Tensor:
 
 def _diagonal(blocks: Tensor) -> Tensor:
     return blocks[:, torch.tensor(diagonal_of(PARAMETERS), device=blocks.device)]
-
-
-def _rasterize(view: RasterizedView, camera: Camera, features: Tensor) -> tuple:
-    g = view.world.gaussians
-    return rasterization(
-        g.means,
-        g.quats,
-        g.scales,
-        g.opacities,
-        features,
-        camera.viewmat.to(features)[None],
-        camera.K.to(features)[None],
-        camera.width,
-        camera.height,
-        near_plane=ViewOptions().near_plane,
-    )

@@ -11,7 +11,18 @@ from faithfusion_studio.metrics.images import (
     ssim,
     ssim_map,
 )
-from faithfusion_studio.metrics.uncertainty import aurg, ause, block_mean, spearman
+from faithfusion_studio.metrics.uncertainty import (
+    aurg,
+    ause,
+    block_mean,
+    capture,
+    coverage,
+    gaussian_nll,
+    roc_auc,
+    sparsification,
+    spearman,
+    widening,
+)
 
 __all__ = [
     "PROTOCOL",
@@ -22,9 +33,15 @@ __all__ = [
     "aurg",
     "ause",
     "block_mean",
+    "capture",
+    "coverage",
+    "gaussian_nll",
     "measure",
     "psnr",
+    "roc_auc",
+    "sparsification",
     "spearman",
     "ssim",
     "ssim_map",
+    "widening",
 ]

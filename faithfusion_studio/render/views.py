@@ -179,23 +179,41 @@ def render_views(
 
 def generated_share(view: RasterizedView, camera: Camera) -> Float32[Tensor, "H W"]:
     """Alpha-weighted share of generated Gaussians at each pixel, 0..1."""
+    feature = (view.world.gaussians.provenance != int(Provenance.RECORDED)).to(torch.float32)
+    share, meta_alpha, _ = render_features(view, camera, feature[:, None])
+    return share[:, :, 0] / meta_alpha.clamp(min=1e-6)
+
+
+def render_features(
+    view: RasterizedView, camera: Camera, features: Float32[Tensor, "N D"]
+) -> tuple[Float32[Tensor, "H W D"], Float32[Tensor, "H W"], RasterizationMeta]:
+    """Any features of the Gaussians, blended as their colours are: sum over Gaussians of weight times feature.
+
+    Args:
+        view: The same view, rasterised.
+        camera: Its camera.
+        features: One row per Gaussian of `view.world`; differentiable.
+
+    Returns:
+        The blended features, the opacity, and the meta of this rasterisation.
+    """
     from faithfusion_studio.render.rasterization import rasterization
 
     g = view.world.gaussians
-    feature = (g.provenance != int(Provenance.RECORDED)).to(torch.float32)[:, None]
     device = g.means.device
-    share, alphas, _ = rasterization(
-        g.means,
-        g.quats,
-        g.scales,
-        g.opacities,
-        feature,
+    rendered, alphas, meta = rasterization(
+        g.means.detach(),
+        g.quats.detach(),
+        g.scales.detach(),
+        g.opacities.detach(),
+        features,
         camera.viewmat.to(device, torch.float32)[None],
         camera.K.to(device, torch.float32)[None],
         camera.width,
         camera.height,
+        near_plane=ViewOptions().near_plane,
     )
-    return share[0, :, :, 0] / alphas[0, :, :, 0].clamp(min=1e-6)
+    return rendered[0], alphas[0, :, :, 0], meta
 
 
 def apply_exposure(
