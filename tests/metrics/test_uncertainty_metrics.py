@@ -79,12 +79,12 @@ def test_widening_makes_an_overconfident_interval_cover_what_it_says():
 
 
 def test_reversed_uncertainty_is_worst_and_the_random_area_is_the_middle():
-    error = torch.rand(50_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    error = torch.rand(400_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     assert M.spearman(-error, error) == pytest.approx(-1)
     perfect = M.aurg(error, error)
     for seed in range(5):
         u = torch.rand(
-            50_000, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64
+            400_000, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64
         )
         assert M.aurg(u, error) == pytest.approx(0, abs=0.01)
-        assert M.ause(u, error) == pytest.approx(perfect, abs=0.02)
+        assert M.ause(u, error) == pytest.approx(perfect, abs=0.03)
