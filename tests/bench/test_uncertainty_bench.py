@@ -244,7 +244,7 @@ def test_the_interval_draws_whole_scenes():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setenv("FAITHFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("FF_STUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setattr("faithfusion_studio.bench.uncertainty.run.FRAMES", 12)
     config = configure(
         "uncertainty",

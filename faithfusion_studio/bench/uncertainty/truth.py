@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from faithfusion_studio.fusion.schedule import ReconstructionConfig
 from faithfusion_studio.information.fisher import recorded_fisher
 from faithfusion_studio.io import load_capture, load_scene, read_camera_path, save_scene
 from faithfusion_studio.io.camera_files import camera_path_stems
+from faithfusion_studio.io.weights import cache_folder
 from faithfusion_studio.scene import Capture, PosedImage, Scene
 
 OFFSETS = (1.0, 3.0, 6.0)
@@ -161,15 +161,6 @@ def held_out_views(capture: Capture, indices: Sequence[int], scale: float) -> li
     return views
 
 
-def cache_folder() -> Path:
-    """Where trained scenes are kept: $FAITHFUSION_CACHE, else the user's cache folder."""
-    given = os.environ.get("FAITHFUSION_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = base / "faithfusion-studio" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def trained(
     test: TestScene, config: ReconstructionConfig, say: Callable[[str], None], frames: Sequence[int]
 ) -> Scene:
@@ -185,7 +176,9 @@ def trained(
         frames: Indices into the recording that are trained on.
     """
     capture = test.capture.select(list(frames))
-    file = cache_folder() / f"{_digest(capture, config)}.ckpt"
+    folder = cache_folder() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{_digest(capture, config)}.ckpt"
     if file.exists():
         return load_scene(file)
     say(f"{test.name}: reconstructing from {len(frames)} frames, {config.steps} steps")
