@@ -180,8 +180,8 @@ def render_views(
 def generated_share(view: RasterizedView, camera: Camera) -> Float32[Tensor, "H W"]:
     """Alpha-weighted share of generated Gaussians at each pixel, 0..1."""
     feature = (view.world.gaussians.provenance != int(Provenance.RECORDED)).to(torch.float32)
-    share, meta_alpha, _ = render_features(view, camera, feature[:, None])
-    return share[:, :, 0] / meta_alpha.clamp(min=1e-6)
+    share, alpha, _ = render_features(view, camera, feature[:, None])
+    return share[:, :, 0] / alpha.clamp(min=1e-6)
 
 
 def render_features(

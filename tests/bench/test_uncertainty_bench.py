@@ -274,6 +274,7 @@ def test_the_table_has_every_method_on_every_block(report, tmp_path):
         assert own["against_block"] == 0 and 0 <= own["cov90"] <= 1 and own["nll"] is not None
         assert (own["ause_depth"] is None) == (block == "interpolation")
         assert own["cov90_calibrated"] is not None and own["ms"] > 0
+        assert own["setup_s"] > 0  # the evidence is not free
     files = report.write(tmp_path)
     with files[-1].open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
@@ -301,3 +302,9 @@ def test_a_written_recording_brings_its_truth(tmp_path):
     (first, _) = test.beside["2 m"]
     assert first.rgb.shape == (18, 32, 3) and first.depth.shape == (18, 32)
     assert 0 < float(first.depth[first.depth > 0].min()) < 30
+
+
+@pytest.mark.parametrize("nothing", [{"scenes": 0}, {"trainings": 0}, {"steps": 0}, {"scale": 0.0}])
+def test_a_benchmark_of_nothing_is_refused_in_words(nothing):
+    with pytest.raises(BenchError, match="at least one of each"):
+        run_bench("uncertainty", configure("uncertainty", quick=True, **nothing))

@@ -43,12 +43,14 @@ def test_many_pictures_in_a_row_do_not_stop_the_background(monkeypatch):
 
 def test_only_threads_in_the_background_wait(monkeypatch):
     monkeypatch.setattr(priority, "PATIENCE", 60.0)
+    start = time.monotonic()
     with foreground():
         give_way()
     with background():
         give_way()  # nobody draws
     with foreground():
         give_way()  # left again
+    assert time.monotonic() - start < 30
 
 
 def test_the_backward_pass_gives_way_too(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from faithfusion_studio.bench.figures import Value
-from faithfusion_studio.bench.report import BenchConfig
+from faithfusion_studio.bench.report import BenchConfig, BenchError
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge
 from faithfusion_studio.bench.uncertainty.methods import METHODS, ORACLE
 from faithfusion_studio.bench.uncertainty.scoring import (
@@ -24,7 +24,7 @@ from faithfusion_studio.bench.uncertainty.scoring import (
 from faithfusion_studio.bench.uncertainty.tables import UncertaintyReport
 from faithfusion_studio.bench.uncertainty.truth import (
     HELD_OUT,
-    TestScene,
+    TruthScene,
     held_out_views,
     procedural_scene,
     recorded_scene,
@@ -59,8 +59,13 @@ def run_uncertainty(config: BenchConfig) -> UncertaintyReport:
             `steps` each and at most `gaussians`; `views` true views per block, at `size`.
 
     Raises:
-        BenchError: The recording brings no truth.
+        BenchError: The recording brings no truth, or nothing is to be measured.
     """
+    if min(config.scenes, config.trainings, config.steps) < 1 or not 0 < config.scale <= 1:
+        raise BenchError(
+            f"bench uncertainty: found {config.scenes} scenes, {config.trainings} trainings, {config.steps} steps and "
+            f"scale {config.scale:g}; at least one of each and a scale in (0, 1] are needed."
+        )
     started = time.perf_counter()
     scores = []
     for test in _scenes(config):
@@ -87,7 +92,7 @@ def _renders(scores: SceneScores) -> str:
     return "renders " + ", ".join(parts)
 
 
-def _scenes(config: BenchConfig) -> Iterator[TestScene]:
+def _scenes(config: BenchConfig) -> Iterator[TruthScene]:
     if config.capture is not None:
         capture = Path(config.capture)
         yield recorded_scene(capture, config.views, config.scale)
@@ -95,10 +100,10 @@ def _scenes(config: BenchConfig) -> Iterator[TestScene]:
     for index in range(config.scenes):
         seed = FIRST_SEED + config.seed + index
         _say(f"street {seed}: tracing the recording and the truth")
-        yield procedural_scene(seed, config.size, FRAMES, config.views)
+        yield procedural_scene(seed, config.size, FRAMES, config.views, config.scale)
 
 
-def _one(test: TestScene, config: BenchConfig, training: int) -> SceneScores:
+def _one(test: TruthScene, config: BenchConfig, training: int) -> SceneScores:
     frames = range(len(test.capture))
     held_out = [i for i in frames if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY // 2]
     kept = [i for i in frames if i not in set(held_out)]

@@ -41,7 +41,7 @@ class TrueView:
 
 
 @dataclass(frozen=True, eq=False)
-class TestScene:
+class TruthScene:
     """A recording to train on, and what was seen from elsewhere."""
 
     name: str
@@ -50,19 +50,23 @@ class TestScene:
     beside: dict[str, list[TrueView]]
     """True views by the name of their block, such as "3 m"."""
 
-    __test__ = False
-
 
 def procedural_scene(
-    seed: int, size: tuple[int, int], frames: int, views: int, offsets: Sequence[float] = OFFSETS
-) -> TestScene:
+    seed: int,
+    size: tuple[int, int],
+    frames: int,
+    views: int,
+    scale: float = 1.0,
+    offsets: Sequence[float] = OFFSETS,
+) -> TruthScene:
     """A street with a recording and exact views beside it.
 
     Args:
         seed: Of the street.
-        size: Width and height, pixels.
+        size: Width and height of the recording, pixels.
         frames: Of the recording.
         views: True views per offset, spread over the drive without its ends.
+        scale: Size of the true views over the recorded one.
         offsets: m, positive = left.
     """
     from faithfusion_studio.synthetic import (
@@ -79,15 +83,16 @@ def procedural_scene(
     beside = {}
     for offset in offsets:
         moved = offset_laterally(path, offset).cameras
-        traced = [(moved[i], trace_view(street, moved[i])) for i in chosen]
+        cameras = [moved[i].scaled(scale) for i in chosen]
+        traced = [(camera, trace_view(street, camera)) for camera in cameras]
         beside[f"{offset:g} m"] = [
             TrueView(c, torch.from_numpy(v.rgb).float(), torch.from_numpy(v.depth).float())
             for c, v in traced
         ]
-    return TestScene(f"street {seed}", record(street, path), beside)
+    return TruthScene(f"street {seed}", record(street, path), beside)
 
 
-def recorded_scene(folder: Path, views: int, scale: float) -> TestScene:
+def recorded_scene(folder: Path, views: int, scale: float) -> TruthScene:
     """A recording on disk with its truth: `synthesize` writes one; or a rig whose second camera is the truth.
 
     Args:
@@ -104,7 +109,7 @@ def recorded_scene(folder: Path, views: int, scale: float) -> TestScene:
             for file in sorted((folder / "truth").glob("cameras_*.json"))
             if float(file.stem.removeprefix("cameras_")) != 0
         }
-        return TestScene(folder.name, load_capture(folder / "recorded"), beside)
+        return TruthScene(folder.name, load_capture(folder / "recorded"), beside)
     capture = load_capture(folder)
     names = capture.camera_names
     if len(names) != 2:
@@ -121,7 +126,7 @@ def recorded_scene(folder: Path, views: int, scale: float) -> TestScene:
         seen.append(
             TrueView(camera, capture.frames[index].image((camera.width, camera.height)), None)
         )
-    return TestScene(folder.name, capture.select(first), {f"camera {names[1]}": seen})
+    return TruthScene(folder.name, capture.select(first), {f"camera {names[1]}": seen})
 
 
 def _written_views(file: Path, views: int, scale: float) -> list[TrueView]:
@@ -162,7 +167,10 @@ def held_out_views(capture: Capture, indices: Sequence[int], scale: float) -> li
 
 
 def trained(
-    test: TestScene, config: ReconstructionConfig, say: Callable[[str], None], frames: Sequence[int]
+    test: TruthScene,
+    config: ReconstructionConfig,
+    say: Callable[[str], None],
+    frames: Sequence[int],
 ) -> Scene:
     """The reconstruction of some frames of a recording by our own trainer, with its evidence.
 
