@@ -73,21 +73,23 @@ def _noise(known: Knowledge) -> float:
     return known.fisher.noise_std**2
 
 
-def splat(sight: Sight, values: Float32[Tensor, "N"]) -> Float32[Tensor, "H W"]:
-    """Blended values; the remaining transmittance counts as the largest value in the view."""
+def splat(
+    sight: Sight, values: Float32[Tensor, "N"], behind: float = 1.0
+) -> Float32[Tensor, "H W"]:
+    """Blended values; the remaining transmittance counts as that quantile of the values in the view."""
     blended, alpha, _ = render_features(sight.view, sight.camera, values[:, None])
     image = blended[..., 0]
-    worst = (image / alpha.clamp(min=1e-3))[alpha > 0.5]
-    top = worst.max() if worst.numel() else values.max()
-    return image + (1 - alpha) * top
+    solid = (image / alpha.clamp(min=1e-3))[alpha > 0.5]
+    known = solid if solid.numel() else values
+    return image + (1 - alpha) * known.kthvalue(max(1, round(behind * known.numel()))).values
 
 
 def deviation(known: Knowledge, sight: Sight) -> Prediction:
-    """Standard deviation predicted from the parameters and from what the recording left unexplained nearby."""
+    """Standard deviation from the parameters and from training residuals, of which the sky counts as the median."""
     gain = _eig_map(known, sight, "block").gain
     residual = known.fisher.residual_variance
     assert gain is not None and residual is not None
-    variance = _noise(known) * gain + splat(sight, residual)
+    variance = _noise(known) * gain + splat(sight, residual, behind=0.5)
     return Prediction(variance.sqrt(), variance=variance)
 
 
@@ -221,8 +223,8 @@ def pup(known: Knowledge, sight: Sight) -> Prediction:
 
 
 def residual(known: Knowledge, sight: Sight) -> Prediction:
-    """Squared training residual of the Gaussians, least squares, blended."""
-    variance = splat(sight, known.residuals).clamp(min=1e-8)
+    """Squared training residual of the Gaussians, least squares, blended; the sky counts as the median."""
+    variance = splat(sight, known.residuals, behind=0.5).clamp(min=1e-8)
     return Prediction(variance, variance=variance)
 
 
