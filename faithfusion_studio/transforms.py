@@ -5,6 +5,8 @@ a rigid `pose` [..., 4, 4] maps the frame it is named after into its parent. SH 
 [..., K, 3] with K = (degree + 1)^2 in the order and sign used by 3DGS; colour = SH + 0.5.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -184,6 +186,38 @@ def eval_sh(
     unit = torch.nn.functional.normalize(directions, dim=-1)
     basis = sh_basis(degree, unit)
     return (basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2)
+
+
+def rotate_sh(
+    higher: Float[Tensor, "*B R 3"], rotation: Float[Tensor, "3 3"]
+) -> Float[Tensor, "*B R 3"]:
+    """Higher SH coefficients (bands 1 and up) of a colour that is turned with its object.
+
+    Args:
+        higher: Coefficients without degree 0; R = (degree + 1)^2 - 1, degree 0..3.
+        rotation: Old axes -> new axes, so that the colour seen along `rotation @ d` afterwards is the
+            one seen along `d` before.
+
+    Source: each band is a representation of the rotation group; its matrix is solved for exactly
+    from values of `sh_basis` in more directions than the band has coefficients.
+    """
+    degree = {0: 0, 3: 1, 8: 2, 15: 3}[higher.shape[-2]]
+    if degree == 0:
+        return higher
+    # Points on a Fibonacci sphere: well spread, so the small system is well conditioned.
+    steps = torch.arange(48, dtype=torch.float64, device=higher.device) + 0.5
+    z, angle = 1 - steps / 24, steps * (math.pi * (3 - math.sqrt(5)))
+    radius = torch.sqrt(1 - z * z)
+    directions = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle), z], dim=-1)
+    here = sh_basis(degree, directions)
+    there = sh_basis(degree, directions @ rotation.to(directions))
+    bands = [slice(band * band, (band + 1) ** 2) for band in range(1, degree + 1)]
+    turned = [
+        torch.linalg.lstsq(here[:, b], there[:, b]).solution.to(higher)
+        @ higher[..., b.start - 1 : b.stop - 1, :]
+        for b in bands
+    ]
+    return torch.cat(turned, dim=-2)
 
 
 def rgb_to_sh0(rgb: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:

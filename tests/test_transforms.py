@@ -123,3 +123,24 @@ def test_sh_evaluation_normalises_and_ignores_extra_bands():
 def test_colours_and_degree_zero_coefficients_are_inverse():
     rgb = torch.rand(7, 3)
     torch.testing.assert_close(T.sh0_to_rgb(T.rgb_to_sh0(rgb)), rgb)
+
+
+def test_turning_sh_turns_the_colour_it_describes():
+    generator = torch.Generator().manual_seed(5)
+    for degree in range(4):
+        count = (degree + 1) ** 2
+        sh = torch.randn(9, count, 3, generator=generator, dtype=torch.float64)
+        rotation = T.quat_to_rotmat(torch.randn(4, generator=generator, dtype=torch.float64))
+        turned = torch.cat([sh[:, :1], T.rotate_sh(sh[:, 1:], rotation)], dim=1)
+        directions = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+        before = T.eval_sh(degree, sh, directions)
+        after = T.eval_sh(degree, turned, directions @ rotation.T)
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+
+
+def test_turning_sh_half_a_turn_about_x_only_changes_signs():
+    signs = [-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1]
+    flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    sh = torch.randn(3, 15, 3, generator=torch.Generator().manual_seed(1))
+    expected = sh * torch.tensor(signs)[:, None]
+    torch.testing.assert_close(T.rotate_sh(sh, flip), expected, rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,31 +13,48 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.io.camera_files import is_cameras_json, is_path_json
 from faithfusion_studio.io.capture_files import CaptureError, read_json
 from faithfusion_studio.io.captures import capture_root, read_capture
+from faithfusion_studio.io.checkpoints import (
+    CheckpointError,
+    checkpoint_kind,
+    is_torch_archive,
+)
 from faithfusion_studio.io.compressed_ply import read_compressed_ply
+from faithfusion_studio.io.gsplat_files import gsplat_ranks, read_gsplat, write_gsplat
+from faithfusion_studio.io.inria_ply import read_ply, write_ply
 from faithfusion_studio.io.native import NativeFileError, read_native, write_native
+from faithfusion_studio.io.nerfstudio_files import nerfstudio_checkpoint, read_nerfstudio
 from faithfusion_studio.io.ply import read_ply_header
-from faithfusion_studio.io.splat_files import read_ply, usable_rows, write_ply
+from faithfusion_studio.io.splat_files import dropped_note, splat_scene, usable_rows
 from faithfusion_studio.scene import Capture, Scene
 
-Format = Literal["native", "ply", "compressed_ply", "capture", "camera_path", "checkpoint"]
+Format = Literal[
+    "native",
+    "ply",
+    "compressed_ply",
+    "gsplat",
+    "nerfstudio",
+    "drivestudio",
+    "checkpoint",
+    "capture",
+    "camera_path",
+]
 
 FORMATS: dict[str, str] = {
     "native": "FaithFusion Studio scene (.ckpt), read and written",
     "ply": "3D Gaussian splats as Inria PLY (.ply), read and written",
     "compressed_ply": "SuperSplat compressed PLY (.compressed.ply), read",
+    "gsplat": "gsplat checkpoint (.pt of one or several ranks, or a run folder), read and written",
+    "nerfstudio": "nerfstudio splatfacto checkpoint (.ckpt, or a run folder), read",
+    "drivestudio": "DriveStudio checkpoint (.pth), recognised and refused",
+    "checkpoint": "checkpoint of an unknown project (.pth, .pt, .ckpt of torch), refused",
     "capture": "recording: folder with cameras.json, transforms.json or COLMAP sparse/0, read",
     "camera_path": "camera path: cameras.json or nerfview path (.json), read and written",
-    "checkpoint": "foreign checkpoint (.pth, .pt, .ckpt of torch), recognised and refused",
 }
 _SPLATS = "a scene (.ckpt) or a splat file (.ply)"
 
 
 class FormatError(StudioError):
     """A file whose content is none of the formats we know."""
-
-
-class CheckpointError(StudioError):
-    """A trained model of another project."""
 
 
 def sniff(path: Path | str) -> Format:
@@ -47,8 +65,9 @@ def sniff(path: Path | str) -> Format:
     """
     path = Path(path)
     if path.is_dir():
-        if capture_root(path) is not None:
-            return "capture"
+        kind = _kind_of_folder(path)
+        if kind is not None:
+            return kind
         found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
         raise CaptureError(
             f"{path}: is a folder without a recording (found {found}); expected cameras.json, "
@@ -70,13 +89,23 @@ def sniff(path: Path | str) -> Format:
     return kind
 
 
+def _kind_of_folder(path: Path) -> Format | None:
+    if capture_root(path) is not None:
+        return "capture"
+    if nerfstudio_checkpoint(path) is not None:
+        return "nerfstudio"
+    return "gsplat" if gsplat_ranks(path) else None
+
+
 def _kind_of(path: Path, head: bytes) -> Format | None:
     if len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
         return "native"
     if head.startswith((b"ply\n", b"ply\r")):
         names = {element.name for element in read_ply_header(path).elements}
         return "compressed_ply" if "chunk" in names else "ply"
-    if head.startswith((b"PK\x03\x04", b"\x80")):
+    if head.startswith(b"PK\x03\x04"):
+        return checkpoint_kind(path) if is_torch_archive(path) else None
+    if head.startswith(b"\x80"):
         return "checkpoint"
     if head.lstrip()[:1] == b"{" and path.suffix.lower() == ".json":
         return _kind_of_json(path)
@@ -94,33 +123,53 @@ def _kind_of_json(path: Path) -> Format | None:
 
 
 def load_scene(path: Path | str) -> Scene:
-    """A scene from a native file, an Inria PLY or a compressed PLY.
+    """A scene from a native file, a splat file, a checkpoint of another project, or its run folder.
 
     Raises:
         StudioError: The file is missing, damaged, or not a scene (a capture must be reconstructed
-            first; foreign checkpoints are never unpickled).
+            first; nothing in a checkpoint is ever executed).
     """
     path = Path(path)
     kind = sniff(path)
-    if kind == "native":
-        return _without_broken(read_native(path), path)
-    if kind in ("ply", "compressed_ply"):
-        gaussians, dropped = (read_ply if kind == "ply" else read_compressed_ply)(path)
-        notes = [_dropped_note(dropped, dropped + len(gaussians))] if dropped else []
-        return Scene(gaussians, metadata={"source": path.name, "notes": notes})
+    reader = READERS.get(kind)
+    if reader is not None:
+        return reader(path)
     if kind == "capture":
         raise CaptureError(
             f"{path}: this is a capture; reconstruct it first (ff-studio reconstruct)."
         )
     if kind == "camera_path":
         raise CaptureError(f"{path}: this is a camera path, not a scene; give it with --cameras.")
+    if kind == "drivestudio":
+        raise CheckpointError(
+            f"{path}: DriveStudio checkpoints cannot be opened by this version; export a PLY."
+        )
     raise CheckpointError(
-        f"{path}: foreign checkpoints cannot be opened by this version; export a PLY."
+        f"{path}: is no checkpoint we know; expected a zip archive of torch.save with splats "
+        "(gsplat), pipeline (nerfstudio) or models (DriveStudio), so export a PLY."
     )
 
 
-def _dropped_note(dropped: int, total: int) -> str:
-    return f"{dropped:,} of {total:,} Gaussians were left out because they were not finite."
+def _read_native(path: Path) -> Scene:
+    return _without_broken(read_native(path), path)
+
+
+def _read_ply(path: Path) -> Scene:
+    return splat_scene(*read_ply(path), path)
+
+
+def _read_compressed_ply(path: Path) -> Scene:
+    return splat_scene(*read_compressed_ply(path), path)
+
+
+READERS: dict[str, Callable[[Path], Scene]] = {
+    "native": _read_native,
+    "ply": _read_ply,
+    "compressed_ply": _read_compressed_ply,
+    "gsplat": read_gsplat,
+    "nerfstudio": read_nerfstudio,
+}
+"""How each format that is a scene is read; a new format is a line here, in FORMATS and in `sniff`."""
 
 
 def _without_broken(scene: Scene, path: Path) -> Scene:
@@ -143,7 +192,7 @@ def _without_broken(scene: Scene, path: Path) -> Scene:
             sh=fisher.sh[good],
             residual_variance=None if residual is None else residual[good],
         )
-    notes = [*scene.metadata.get("notes", []), _dropped_note(int((~good).sum()), len(good))]
+    notes = [*scene.metadata.get("notes", []), dropped_note(int((~good).sum()), len(good))]
     return replace(
         scene,
         background=parts[0].select(masks[0]),
@@ -181,7 +230,7 @@ def load_capture(path: Path | str) -> Capture:
 
 
 def save_scene(scene: Scene, path: Path | str) -> None:
-    """Write a scene: `.ckpt` keeps everything, `.ply` keeps the Gaussians at time 0.
+    """Write a scene: `.ckpt` keeps everything, other suffixes keep the Gaussians at time 0.
 
     Raises:
         StudioError: Another suffix, or the file cannot be written; an old file then stays.
@@ -192,8 +241,10 @@ def save_scene(scene: Scene, path: Path | str) -> None:
         write_native(scene, path)
     elif suffix == ".ply":
         write_ply(scene.at(0.0).gaussians, path)
+    elif suffix == ".pt":
+        write_gsplat(scene.at(0.0).gaussians, path)
     else:
         raise FormatError(
             f"{path}: cannot write a scene as {suffix or 'a file without suffix'!r}; expected "
-            ".ckpt (everything) or .ply (Gaussians only)."
+            ".ckpt (everything), .ply or .pt (Gaussians only)."
         )
