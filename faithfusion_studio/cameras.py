@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -177,19 +177,46 @@ def _require_rigid(poses: Tensor) -> None:
         )
 
 
-def offset_laterally(trajectory: Trajectory, metres: float) -> Trajectory:
+def offset_profile(
+    trajectory: Trajectory, metres: float, profile: Literal["constant", "ramp", "lane-change"]
+) -> Float64[Tensor, "T"]:
+    """Lateral offset of each camera of a path, m.
+
+    Args:
+        trajectory: The recorded path; all cameras of one time get one value.
+        metres: Offset reached, + = left.
+        profile: "constant" has it everywhere; "ramp" grows from 0 in proportion to the distance driven;
+            "lane-change" goes from 0 to it with no sideways speed or acceleration at either end (quintic).
+    """
+    count = len(trajectory)
+    if profile == "constant":
+        return torch.full((count,), float(metres), dtype=torch.float64)
+    centres = trajectory.ego_to_worlds[:, :3, 3]
+    driven = torch.zeros(count, dtype=torch.float64)
+    driven[1:] = (centres[1:] - centres[:-1]).norm(dim=-1).cumsum(0)
+    if float(driven[-1]) < 1e-6:  # a vehicle that stands has no distance; its frames count instead
+        driven = torch.arange(count, dtype=torch.float64)
+    share = driven / driven[-1].clamp(min=1e-12)
+    if profile == "lane-change":
+        share = share**3 * (10 - 15 * share + 6 * share**2)
+    return float(metres) * share
+
+
+def offset_laterally(trajectory: Trajectory, metres: float | Float64[Tensor, "T"]) -> Trajectory:
     """Move every camera of a rig sideways, keeping its orientation.
 
     Args:
         trajectory: Recorded path; `ego_to_worlds` is [T, 4, 4], m, ego frame x forward, y left, z up.
-        metres: Lateral offset along +y of the ego frame at each frame; positive is left.
+        metres: Lateral offset along +y of the ego frame at each frame, one for all or one per camera;
+            positive is left.
 
     Returns:
         A new trajectory with the same times and intrinsics; the ego poses move along.
 
     Source: FaithFusion `datasets/`, lane-shift convention (ego frame of the same frame).
     """
-    left = trajectory.ego_to_worlds[:, :3, 1] * float(metres)
+    amount = torch.as_tensor(metres, dtype=torch.float64).expand(len(trajectory))
+    left = trajectory.ego_to_worlds[:, :3, 1] * amount[:, None]
     shift = translation(left)
     cameras = tuple(
         camera.moved(shift[i] @ camera.camtoworld) for i, camera in enumerate(trajectory.cameras)

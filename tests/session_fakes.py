@@ -9,6 +9,7 @@ import torch
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.fusion.repairing import RepairedFrame
+from faithfusion_studio.fusion.replay import repaired_views
 from faithfusion_studio.fusion.schedule import Progress
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.scene import Capture, PosedImage, RigidNode, Scene, StoredFisher
@@ -79,7 +80,8 @@ def make_frame(index: int) -> RepairedFrame:
 class FakeTrainer:
     """Adds one to every centre per step and remembers how often in its optimiser state."""
 
-    def __init__(self, world, scene, steps, optimizer_state):
+    def __init__(self, world, scene, steps, optimizer_state, views):
+        self.views = views
         self._world, self._scene, self._steps = world, scene, steps
         self._moments = {"means": {"count": torch.zeros(10)}}
         if optimizer_state is not None:
@@ -102,6 +104,9 @@ class FakeTrainer:
 
     def optimizer_state(self):
         return {"means": {"count": self._moments["means"]["count"].clone()}}
+
+    def checkpoint(self):
+        raise NotImplementedError
 
 
 class World:
@@ -141,9 +146,12 @@ class World:
             self.step(index)
             yield make_frame(index)
 
-    def start_trainer(self, scene, frames, config, *, steps, weighting, optimizer_state):
+    def start_trainer(
+        self, scene, frames, config, *, steps, weighting, optimizer_state, views=None, **_more
+    ):
         self.trainer_starts.append(optimizer_state)
-        return FakeTrainer(self, scene, steps, optimizer_state)
+        views = repaired_views(frames, scene, config, weighting) if views is None else views
+        return FakeTrainer(self, scene, steps, optimizer_state, views)
 
     def recorded_evidence(self, scene):
         for index in range(3):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from faithfusion_studio.cameras import (
     ego_from_cameras,
     interpolate,
     offset_laterally,
+    offset_profile,
     trajectory_from_cameras,
 )
 from faithfusion_studio.transforms import invert_rigid, translation
@@ -171,3 +173,39 @@ def test_interpolation_hits_the_key_frames_and_turns_halfway():
     assert len(interpolate(keys.select([0]), 3)) == 3
     with pytest.raises(TrajectoryError):
         interpolate(keys, 0)
+
+
+def _drive(count=9):
+    cameras, egos = [], []
+    for index in range(count):
+        ego = torch.eye(4, dtype=torch.float64)
+        ego[0, 3] = 0.5 * index * (1 + 0.2 * index)  # it speeds up
+        egos.append(ego)
+        cameras.append(Camera(ego.clone(), torch.eye(3, dtype=torch.float64), 8, 6, 0.1 * index))
+    return trajectory_from_cameras(cameras, torch.stack(egos))
+
+
+def test_an_offset_profile_develops_with_the_distance_driven():
+    path = _drive()
+    along = path.ego_to_worlds[:, 0, 3] / path.ego_to_worlds[-1, 0, 3]
+    assert torch.equal(offset_profile(path, -2.0, "constant"), torch.full((9,), -2.0).double())
+    assert torch.allclose(offset_profile(path, -2.0, "ramp"), -2.0 * along)
+    change = offset_profile(path, 3.0, "lane-change")
+    assert float(change[0]) == 0.0 and float(change[-1]) == pytest.approx(3.0)
+    assert bool((change.diff() >= 0).all())
+    assert float(change.diff()[0]) < 0.1 * float(change.diff().max())  # sets off gently
+
+
+def test_one_offset_per_camera_moves_each_by_its_own():
+    path = _drive()
+    amount = offset_profile(path, 3.0, "lane-change")
+    moved = offset_laterally(path, amount)
+    shift = torch.stack([c.position for c in moved.cameras]) - path.camtoworlds[:, :3, 3]
+    assert torch.allclose(shift[:, 1], amount)
+    assert torch.equal(moved.camtoworlds[:, :3, :3], path.camtoworlds[:, :3, :3])
+
+
+def test_a_vehicle_that_stands_ramps_by_its_frames():
+    path = _drive()
+    still = replace(path, ego_to_worlds=path.ego_to_worlds[:1].repeat(9, 1, 1))
+    assert torch.allclose(offset_profile(still, 4.0, "ramp"), torch.linspace(0, 4, 9).double())

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -197,6 +198,43 @@ def test_fuse_measures_recorded_views_before_and_after(run, scene_path, tmp_path
     assert names(tmp_path) == ["fused.ckpt"]
 
 
+def test_fuse_follows_a_preset_and_goes_on_after_an_interruption(
+    run, refused, scene_path, tmp_path, monkeypatch, capsys
+):
+    from faithfusion_studio.cli import fusing
+    from faithfusion_studio.render.cpu import deterministic, thread_limit
+
+    words = ("--segment", "1:3", "--preset", "cyclic", "--set", "pace=0.003", "refresh_steps=1000")
+    with thread_limit(1), deterministic():
+        whole = run("fuse", scene_path, tmp_path / "whole.ckpt", *words)
+        assert [stage["steps"] for stage in whole["stages"]] == [3, 3]
+        assert whole["preset"] == "cyclic" and not whole["interrupted"]
+
+        class CutAtTheSecondStage(Interruption):
+            exit_code, asked = 130, 0
+
+            @property
+            def requested(self):
+                self.asked += 1
+                return self.asked == 2 + 3 + 2 + 2 + 2  # frames, steps, evidence, frames, two steps
+
+        monkeypatch.setattr(
+            fusing, "interruptible", lambda _what: contextlib.nullcontext(CutAtTheSecondStage())
+        )
+        half = tmp_path / "half.ckpt"
+        assert cli.main([*map(str, ("fuse", scene_path, half, *words)), "--json"]) == 130
+        cut = json.loads(capsys.readouterr().out)
+        assert cut["interrupted"] and [s["steps"] for s in cut["stages"]] == [3, 2]
+        monkeypatch.undo()
+        resumed = run("fuse", half, tmp_path / "resumed.ckpt", "--resume")
+        assert [stage["steps"] for stage in resumed["stages"]] == [3]
+    a, b = (load_scene(tmp_path / f"{name}.ckpt") for name in ("whole", "resumed"))
+    for name in ("means", "log_scales", "quats", "logit_opacities", "sh0", "provenance"):
+        assert torch.equal(getattr(a.background, name), getattr(b.background, name)), name
+    assert "fusion" not in b.metadata and not b.extra_tensors
+    assert "no unfinished fusion" in refused("fuse", scene_path, tmp_path / "o.ckpt", "--resume")
+
+
 def test_reconstruct_trains_and_stores_all_that_opening_needs(run, scene_path, tmp_path):
     out = tmp_path / "new.ckpt"
     found = run(
@@ -331,6 +369,9 @@ def test_a_segment_outside_the_drive_is_refused(refused, scene_path, tmp_path, s
         (["render", "SCENE", "o.mp4", "--layout", "before-after"], "scene from before"),
         (["fuse", "SCENE", "OUT.ckpt", "--steps", "0"], "at least 1"),
         (["fuse", "SCENE", "OUT.txt"], ".ckpt"),
+        (["fuse", "SCENE", "OUT.ckpt", "--preset", "best"], "choose from default"),
+        (["fuse", "SCENE", "OUT.ckpt", "--set", "ofset=1"], "perhaps you meant offset"),
+        (["fuse", "SCENE", "OUT.ckpt", "--engine", "magic"], "choose one of"),
         (["fuse", "SCENE", "SCENE"], "never overwritten"),
         (["fuse", "SCENE", "no/such/folder/o.ckpt"], "does not exist"),
         (["repair", "SCENE", "OUT", "--threshold", "7"], "0 to 1"),

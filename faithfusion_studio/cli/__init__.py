@@ -28,7 +28,7 @@ HOMES = {
     "info": "look",
     "eig": "look",
     "repair": "learn",
-    "fuse": "learn",
+    "fuse": "fusing",
     "render": "look",
     "metrics": "measure",
     "synthesize": "make",

@@ -12,6 +12,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from faithfusion_studio.bench.figures import describe_keys
+from faithfusion_studio.fusion.presets import describe_presets
 
 Engine = Literal["reprojection", "refiner"]
 Form = Literal["block", "trace", "diagonal", "released"]
@@ -124,22 +125,34 @@ class Repair(DeviceCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Fuse(DeviceCommand):
-    """Repair a segment and distil it into the splats; Ctrl+C saves what is distilled."""
+    """Repair and distil into the splats, stage by stage; the first Ctrl+C saves what there is, to go on with --resume."""
 
     scene: Positional[Path]
     out: Positional[Path]
     """The scene to write (.ckpt)."""
     segment: str | None = None
     """Half-open range A:B of recorded frames; all when not given."""
-    offset: float = 3.0
-    """Lateral offset, m; positive is left."""
-    engine: Engine = "reprojection"
-    steps: int = 200
-    """Optimiser steps."""
-    weighting: Literal["eig", "tiers", "uniform"] = "eig"
-    """How far each repaired pixel is believed."""
-    threshold: float = 0.4
-    """Calibrated EIG at and above which a pixel may be changed."""
+    preset: str = "default"
+    """The plan to start from; its values follow below."""
+    set: tuple[str, ...] = ()
+    """Values of the plan that differ, each name=value, such as offset_step=0.5 pace=0.1 rates.means=1e-4."""
+    offset: float | None = None
+    """Lateral offset to reach, m, positive is left; that of the plan when not given."""
+    engine: str | None = None
+    """Repair engine; that of the plan when not given."""
+    steps: int | None = None
+    """Optimiser steps of a stage; those of the plan when not given."""
+    weighting: Literal["eig", "released", "logdet", "uniform"] | None = None
+    """How far each repaired pixel is believed: EIG, the release's tiers, capped nats, or alike; the plan's when not given."""
+    threshold: float | None = None
+    """Calibrated EIG at and above which a pixel may be changed; that of the plan when not given."""
+    resume: bool = False
+    """Go on with the unfinished plan that the scene carries; other values of it are not looked at."""
+    seed: int = 0
+    """Of the order of views and of what grows."""
+
+
+Fuse.__doc__ = f"{Fuse.__doc__}\n\n{describe_presets()}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Commands that learn: reconstruct, repair, fuse. They run the same jobs as the studio."""
+"""The commands reconstruct and repair. They run the same jobs as the studio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +23,16 @@ from faithfusion_studio.cli.inputs import (
 from faithfusion_studio.cli.running import (
     Result,
     chosen_device,
-    in_words,
     opened,
-    provenance_counts,
     run_job,
     with_evidence,
 )
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
-from faithfusion_studio.fusion.schedule import FusionConfig, ReconstructionConfig, Stage
+from faithfusion_studio.fusion.schedule import ReconstructionConfig, Stage
 from faithfusion_studio.scene import Capture, Scene
 from faithfusion_studio.session.engines import Engines
-from faithfusion_studio.session.jobs import FusionTask, fisher_job, fusion_job, repair_job
+from faithfusion_studio.session.jobs import fisher_job, repair_job
 
 
 def reconstruct(args: a.Reconstruct) -> Result:
@@ -131,7 +128,7 @@ def select_frames(capture: Capture, cameras: str | None, every: int) -> Capture:
     return capture.select(sorted(i for indices in own.values() for i in indices[::every]))
 
 
-def _stage(args: a.Repair | a.Fuse, scene: Scene, **more: Any) -> Stage:
+def _stage(args: a.Repair, scene: Scene) -> Stage:
     if not 0 <= args.threshold <= 1:
         raise CommandLineError(f"--threshold: found {args.threshold:g}; expected 0 to 1.")
     segment = parse_range(args.segment, len(scene.trajectory))
@@ -140,7 +137,6 @@ def _stage(args: a.Repair | a.Fuse, scene: Scene, **more: Any) -> Stage:
         lateral_offset=finite("--offset", args.offset),
         engine=args.engine,
         eig_threshold=args.threshold,
-        **more,
     )
 
 
@@ -214,71 +210,3 @@ def _write_repair(frame: RepairedFrame, folder: Path, stem: str) -> None:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
-
-
-def fuse(args: a.Fuse) -> Result:
-    """Repair, distil, save; measured on all recorded views before and after."""
-    from faithfusion_studio.io import save_scene
-
-    if args.steps < 1:
-        raise CommandLineError(f"--steps: found {args.steps}; expected at least 1.")
-    scene = opened(args.scene, chosen_device(args.device))
-    stage = _stage(args, scene, steps=args.steps, weighting=args.weighting)
-    engines, started = Engines(), time.perf_counter()
-    with reserved(args.out, args.scene), interruptible("saving what is distilled") as stop:
-        scene = with_evidence(scene)
-        before = psnr_recorded(scene)
-        frames = [f for f in _repaired(scene, stage, stop) if f.accepted]
-        task = FusionTask(
-            scene=scene,
-            frames=frames,
-            config=FusionConfig(),
-            steps=args.steps,
-            weighting=args.weighting,
-            label=f"Fusion {stage.label}",
-        )
-        if not stop.requested:
-            fused = run_job(fusion_job(engines, task), "step", stop).scene
-            scene = scene if fused is None else fused
-        save_scene(scene, args.out)
-    after = psnr_recorded(scene)
-    counts = provenance_counts(scene.all_gaussians)
-    values = {
-        "psnr_recorded_before": before,
-        "psnr_recorded_after": after,
-        "gaussians": counts,
-        "gaussians_total": scene.num_gaussians,
-        "frames": len(frames),
-        "steps": args.steps,
-        "seconds": time.perf_counter() - started,
-        "segment": list(stage.segment),
-        "offset": args.offset,
-        "weighting": args.weighting,
-        "interrupted": stop.requested,
-        "out": args.out,
-    }
-    lines = [
-        f"{task.label}: {len(frames)} frames, recorded views {before:.2f} -> {after:.2f} dB; "
-        f"{in_words(counts)} Gaussians.",
-        f"Saved {args.out}. Open it: ff-studio {args.out}",
-    ]
-    return Result(values, lines, stop.exit_code)
-
-
-def psnr_recorded(scene: Scene, at_most: int = 60) -> float:
-    """Mean PSNR over the recorded views at the resolution the scene was trained at, dB."""
-    from faithfusion_studio.fusion.repairing import working_scale
-    from faithfusion_studio.metrics import psnr
-    from faithfusion_studio.render.views import apply_exposure, render_view
-
-    if scene.capture is None:
-        return math.nan
-    values = []
-    for index in range(0, len(scene.capture), math.ceil(len(scene.capture) / at_most)):
-        frame = scene.capture.frames[index]
-        camera = frame.camera.scaled(working_scale(scene))
-        rgb = render_view(scene, camera).rgb
-        if scene.exposures is not None:
-            rgb = apply_exposure(rgb, scene.exposures[index]).clamp(0, 1)
-        values.append(psnr(rgb.cpu(), frame.image((camera.width, camera.height))))
-    return _mean(values)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
@@ -87,7 +87,13 @@ class Learner:
         )
 
     def step(
-        self, view: TrainingView, sh_degree: int, *, absgrad: bool = True
+        self,
+        view: TrainingView,
+        sh_degree: int,
+        *,
+        absgrad: bool = True,
+        held: Bool[Tensor, "N"] | None = None,
+        depth_factor: float = 1.0,
     ) -> tuple[float, RasterizationMeta]:
         """One step; a loss that is not finite moves nothing, nor a row whose gradient is not.
 
@@ -95,6 +101,8 @@ class Learner:
             view: What to learn from.
             sh_degree: Highest SH band to use.
             absgrad: Whether `meta.absgrad` is wanted, for densification.
+            held: Rows whose position and orientation the view does not pull at.
+            depth_factor: On the weight of known depths.
 
         Returns:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
@@ -105,7 +113,8 @@ class Learner:
         texels = None if self._sky is None else self._sky.value.detach().requires_grad_()
         behind = self._behind(texels, view.camera, alphas)
         exposure = self._exposure(view)
-        loss = view_loss(rendered, alphas, behind, exposure, view, self.weights)
+        weights = replace(self.weights, depth=depth_factor * self.weights.depth)
+        loss = view_loss(rendered, alphas, behind, exposure, view, weights)
         value = float(loss.detach())
         if not math.isfinite(value):
             return float("nan"), meta
@@ -115,6 +124,9 @@ class Learner:
         if exposure is not None and exposure.requires_grad:
             wanted["exposure"] = exposure
         gradients = dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+        if held is not None:
+            for kind in ("means", "quats"):
+                gradients[kind] = gradients[kind].masked_fill(held[:, None], 0)
         shown = reached_rows(meta, gradients["opacities"], self.parameters.visible)
         voxel = 0.01 * self.extent
         value += self.parameters.step(gradients, self.weights, voxel, num_visible=shown)

@@ -11,10 +11,15 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from faithfusion_studio.cameras import Camera
+from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.schedule import LossWeights, Weighting
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.images import ViewTerms
+
+
+class FusionError(StudioError):
+    """A distillation that cannot start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +68,32 @@ def eig_weight(
     calibrated_eig: Float32[Tensor, "H W"],
     confidence: Float32[Tensor, "H W"],
     weighting: Weighting = "eig",
+    *,
+    eig: Float32[Tensor, "H W"] | None = None,
+    eig_cap: float = 2.0,
 ) -> Float32[Tensor, "H W"]:
     """How much a repaired pixel is believed, in [0, 1].
 
     Args:
         calibrated_eig: [H, W] in [0, 1]; what there is to learn at the pixel.
         confidence: [H, W] in [0, 1]; how sure the repairer is.
-        weighting: "eig" is proportional to the calibrated EIG (the paper's lambda_EIG); "tiers" are the
+        weighting: "eig" is proportional to the calibrated EIG (the paper's lambda_EIG); "released" are the
             four steps 0.1/0.3/0.7/1 of the released code, placed at 1/4, 1/2 and 3/4 of the calibrated
-            range because its own edges are scene-dependent; "uniform" believes every pixel alike.
+            range because its own edges are scene-dependent; "logdet" is proportional to the EIG in nats up
+            to a cap; "uniform" believes every pixel alike.
+        eig: [H, W] nats; only "logdet" needs it.
+        eig_cap: Nats from which on a pixel counts fully in "logdet".
     """
     if weighting == "uniform":
         trust = torch.ones_like(calibrated_eig)
-    elif weighting == "tiers":
+    elif weighting == "released":
         edges = torch.tensor([0.25, 0.5, 0.75], device=calibrated_eig.device)
         levels = torch.tensor([0.1, 0.3, 0.7, 1.0], device=calibrated_eig.device)
         trust = levels[torch.bucketize(calibrated_eig, edges, right=True)]
+    elif weighting == "logdet":
+        if eig is None:
+            raise FusionError('the weighting "logdet" needs EIG in nats, and none was given.')
+        trust = (eig / eig_cap).clamp(0, 1)
     else:
         trust = calibrated_eig.clamp(0, 1)
     return trust * confidence.clamp(0, 1)

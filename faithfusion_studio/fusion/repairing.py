@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
-from faithfusion_studio.cameras import Camera, Segment, offset_laterally
+from faithfusion_studio.cameras import Camera, Segment, offset_laterally, offset_profile
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.scene import Scene
 
@@ -49,6 +49,10 @@ class RepairedFrame:
         return int(((self.rendered != self.repaired).any(-1) & ~self.ucr).sum())
 
 
+UNGATED = -1.0
+"""A threshold that every pixel is above."""
+
+
 def working_scale(scene: Scene) -> float:
     """Resolution to repair and learn at, over the recorded one: that of the reconstruction."""
     trained = scene.metadata.get("reconstruction", {})
@@ -74,14 +78,46 @@ def repair_stage(
         TrajectoryError: The segment is outside the drive.
         MissingFisherError: The scene has no evidence to compute EIG from.
     """
-    path = offset_laterally(scene.trajectory.segment(Segment(*stage.segment)), stage.lateral_offset)
-    window = len(path) if repairer.info.video else 1
+    cameras = stage_cameras(scene, stage)
+    yield from repair_cameras(scene, stage, repairer, cameras, range(*stage.segment), size=size)
+
+
+def stage_cameras(scene: Scene, stage: Stage) -> tuple[Camera, ...]:
+    """The cameras of a stage, at their recorded size: the segment moved sideways along the stage's profile.
+
+    Raises:
+        TrajectoryError: The segment is outside the drive.
+    """
+    path = scene.trajectory.segment(Segment(*stage.segment))
+    amount = offset_profile(path, stage.lateral_offset, stage.profile)
+    return offset_laterally(path, amount).cameras
+
+
+def repair_cameras(
+    scene: Scene,
+    stage: Stage,
+    repairer: Repairer,
+    cameras: Sequence[Camera],
+    frames: Sequence[int],
+    *,
+    size: tuple[int, int] | None = None,
+) -> Iterator[RepairedFrame]:
+    """Repair views from anywhere, such as another camera of the rig; stop iterating to cancel.
+
+    Args:
+        scene: Needs a recording and stored evidence.
+        stage: Threshold, and whether the repair is gated.
+        repairer: What fills the under-constrained regions.
+        cameras: The views.
+        frames: The recorded frame each belongs to.
+        size: Width and height to work at; None takes the resolution the scene was trained at.
+    """
+    window = len(cameras) if repairer.info.video else 1
     references = RecordedReferences(scene, size)
-    for start in range(0, len(path), window):
-        cameras = path.cameras[start : start + window]
-        cameras = [_sized(camera, scene, size) for camera in cameras]
-        frames = range(stage.segment[0] + start, stage.segment[0] + start + len(cameras))
-        yield from _repair_window(scene, stage, repairer, cameras, frames, references)
+    for start in range(0, len(cameras), window):
+        chosen = slice(start, start + window)
+        sized = [_sized(camera, scene, size) for camera in cameras[chosen]]
+        yield from _repair_window(scene, stage, repairer, sized, frames[chosen], references)
 
 
 def _sized(camera: Camera, scene: Scene, size: tuple[int, int] | None) -> Camera:
@@ -188,12 +224,14 @@ def _repair_window(
     stage: Stage,
     repairer: Repairer,
     cameras: Sequence[Camera],
-    frames: range,
+    frames: Sequence[int],
     references: RecordedReferences,
 ) -> Iterator[RepairedFrame]:
     from faithfusion_studio.repair import repair_frames
 
-    batch = render_batch(scene, cameras, references, stage.eig_threshold)
+    # Below any calibrated EIG by more than the ramp of the gate, every pixel is open.
+    threshold = stage.eig_threshold if stage.gated else UNGATED
+    batch = render_batch(scene, cameras, references, threshold)
     repaired = repair_frames(repairer, batch)
     for i, (frame, result) in enumerate(zip(frames, repaired, strict=True)):
         depth = batch.depths[i]

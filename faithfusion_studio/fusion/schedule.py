@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Weighting = Literal["eig", "tiers", "uniform"]
+Weighting = Literal["eig", "released", "logdet", "uniform"]
+"""How much a repaired pixel is believed; see `losses.eig_weight`."""
+Profile = Literal["constant", "ramp", "lane-change"]
+"""How the offset develops along a segment; see `cameras.offset_profile`."""
+Curve = Literal["constant", "sine"]
+"""How the weight of repaired views develops over a plan: even, or GenFusion's 0, 1, 0."""
+Hold = Literal["free", "repaired", "always"]
+"""When recorded Gaussians keep position and orientation: never, while repaired views are learned, always."""
+NovelDepth = Literal["none", "points", "consensus"]
+"""Depth repaired views are held to: none, recorded points (LiDAR) in view, or what the repair agreed on."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +30,22 @@ class Stage:
     steps: int = 200
     """Optimiser steps."""
     weighting: Weighting = "eig"
-    """How much each repaired pixel is believed: `eig_weight` (paper), the release's four tiers, or 1."""
+    """How much each repaired pixel is believed, times the engine's confidence."""
     eig_threshold: float = 0.4
     """tau on calibrated EIG; pixels at or above it may be repaired."""
+    profile: Profile = "constant"
+    """How the offset develops along the segment."""
+    gated: bool = True
+    """False lets the repair replace every pixel, whatever its EIG."""
+    repair: bool = True
+    """False learns on from the frames of the stage before, without repairing anew."""
 
     @property
     def label(self) -> str:
         """For people: "+3 m, frames 10-30" (last frame included)."""
-        return f"{self.lateral_offset:+g} m, frames {self.segment[0]}-{self.segment[1] - 1}"
+        along = "" if self.profile == "constant" else f" ({self.profile.replace('-', ' ')})"
+        first, last = self.segment[0], self.segment[1] - 1
+        return f"{self.lateral_offset:+g} m{along}, frames {first}-{last}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +115,57 @@ class ReconstructionConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How repaired frames are distilled into an existing scene."""
+    """How repaired frames are distilled into an existing scene: the plan of stages, and each step.
 
+    Named sets of values are `presets.PRESETS`; `presets.progressive_stages` makes the stages of a plan.
+    """
+
+    offset: float = 3.0
+    """Lateral offset to reach, m, + = left."""
+    offset_step: float = 1.0
+    """m from stage to stage; 0 goes to the offset at once."""
+    both_sides: bool = False
+    """Also go to the other side, one stage after the other at each distance."""
+    profile: Profile = "constant"
+    """How the offset develops along each segment."""
+    window: int = 60
+    """Frames of one stage at most; longer segments are several stages at each offset. Bounds memory."""
+    steps: int = 200
+    """Optimiser steps of a stage."""
+    refresh_steps: tuple[int, ...] = ()
+    """Further stages at the offset reached, each repaired anew, with so many steps."""
+    pace: float = 1.0
+    """Factor on the steps of all stages."""
+    engine: str = "reprojection"
+    """Key of `repair.REPAIRERS`."""
+    late_engine: str = ""
+    """Engine of the refreshes; empty for the same (FaithFusion: video early, per frame late)."""
+    weighting: Weighting = "eig"
+    """How much each repaired pixel is believed, times the engine's confidence."""
+    late_weighting: Weighting | None = None
+    """The weighting after `late_from` steps; None keeps the first."""
+    late_from: int = 0
+    """Steps of the plan before the late weighting."""
+    eig_threshold: float = 0.4
+    """tau on calibrated EIG; pixels at or above it may be repaired."""
+    gated: bool = True
+    """False lets repairs replace every pixel, whatever its EIG."""
+    eig_cap: float = 2.0
+    """Nats that count fully in the weighting "logdet"; raising it believes middling pixels less."""
+    keep_stages: bool = True
+    """Repaired frames of earlier stages are replayed with the newest; False learns the newest only."""
+    novel_weight: float = 1.0
+    """Factor on the loss of repaired views."""
+    novel_curve: Curve = "constant"
+    """How that factor develops over the plan."""
+    hold: Hold = "free"
+    """When recorded Gaussians keep position and orientation."""
+    novel_depth: NovelDepth = "none"
+    """Depth that repaired views are held to."""
+    novel_depth_weight: float = 0.1
+    """Factor on the depth loss there, relative to recorded views."""
+    evidence: float = 0.5
+    """Share of the evidence of a recorded pixel that an accepted repaired one counts, times its confidence."""
     replay: float = 0.5
     """Share of steps that train on recorded frames instead of repaired ones."""
     scale: float = 0.5
@@ -140,4 +206,5 @@ class Progress:
     num_gaussians: int
     num_generated: int
     seconds_left: float
-    message: str = ""
+    trusted_moved: float = float("nan")
+    """Share of the pixels that needed no repair and look different now, 0..1; NaN where not measured."""

@@ -1,6 +1,7 @@
 """EIG-weighted distillation: repaired frames are learned, recorded ones replayed so none is forgotten.
 
-One loop, as a generator that yields after every step; no threads, no files.
+One loop, as a generator that yields after every step; no threads, no files. What is drawn at random depends on
+the seed and the number of the step alone, so a run that was cut in two takes the steps of one that was not.
 """
 
 from __future__ import annotations
@@ -8,31 +9,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.learner import Learner
-from faithfusion_studio.fusion.losses import TrainingView, eig_weight
+from faithfusion_studio.fusion.losses import FusionError, TrainingView
 from faithfusion_studio.fusion.parameters import KINDS
 from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
-from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Weighting
+from faithfusion_studio.fusion.replay import RepairedView, repaired_views
+from faithfusion_studio.fusion.schedule import Curve, FusionConfig, Progress, Weighting
 from faithfusion_studio.fusion.spawn import SeenSurface, spawn_gaussians
-from faithfusion_studio.gaussians import Provenance, TopologyChange
+from faithfusion_studio.gaussians import Gaussians, Provenance, TopologyChange
 from faithfusion_studio.scene import Scene
+from faithfusion_studio.transforms import quat_to_rotmat
 
 MARGIN = 12
-"""Recorded frames this far beyond the repaired segment are replayed too."""
+"""Recorded frames this far beyond the repaired frames are replayed too."""
 MEASURED = 5
 """Recorded frames on which the live PSNR is measured."""
+WATCHED = 3
+"""Repaired frames on which it is measured how much of the trusted area moved."""
+VISIBLE = 8 / 255
+"""A trusted pixel has moved when a channel differs by more than this."""
 
-
-class FusionError(StudioError):
-    """A distillation that cannot start."""
+Moments = Mapping[str, Mapping[str, Tensor]]
+"""Adam's state per parameter kind."""
 
 
 def compose_changes(first: TopologyChange | None, second: TopologyChange) -> TopologyChange:
@@ -42,17 +48,43 @@ def compose_changes(first: TopologyChange | None, second: TopologyChange) -> Top
     return TopologyChange(first.source[second.source], first.is_new[second.source] | second.is_new)
 
 
+def novel_factor(curve: Curve, done: float) -> float:
+    """Factor on the loss of repaired views when a share `done` of a plan has been learned.
+
+    Source: GenFusion, lambda(k) = sin(pi (k - k0) / (k1 - k0)).
+    """
+    return 1.0 if curve == "constant" else math.sin(math.pi * min(max(done, 0.0), 1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerCheckpoint:
+    """What a distillation needs, beside the scene as it stands, to go on as if it had not been stopped."""
+
+    step: int
+    """Steps done."""
+    moments: Moments
+    statistics: DensifyState
+    start: Gaussians
+    """The background before the first step, which tells what was displaced since."""
+    grown: TopologyChange | None
+    """How the rows relate to those of `start`."""
+
+
 class Trainer:
     """Distils accepted repaired frames into a scene.
 
     Args:
-        scene: The scene they were repaired on.
+        scene: The scene they were repaired on; with a checkpoint, as it stood there.
         frames: Result of a repair; only accepted ones are learned.
         config: See `FusionConfig`.
         steps: Optimiser steps to take.
         weighting: How much each repaired pixel is believed.
-        seed: Of the order of views.
+        seed: Of the order of views and of what grows; several numbers are one seed.
         optimizer_state: From an earlier `optimizer_state()`, to go on where it stopped.
+        earlier: Repaired views of earlier stages, replayed with the newest.
+        views: The newest views where they are known already, instead of `frames`; nothing is added to the scene.
+        span: Shares of the whole plan that are done before and after these steps, for `novel_curve`.
+        checkpoint: Of the same distillation with the same views, to go on in the middle of it.
 
     Raises:
         FusionError: No frame is accepted.
@@ -66,71 +98,99 @@ class Trainer:
         *,
         steps: int,
         weighting: Weighting = "eig",
-        seed: int = 0,
-        optimizer_state: Mapping[str, Mapping[str, Tensor]] | None = None,
+        seed: int | Sequence[int] = 0,
+        optimizer_state: Moments | None = None,
+        earlier: Sequence[RepairedView] = (),
+        views: Sequence[RepairedView] | None = None,
+        span: tuple[float, float] = (0.0, 1.0),
+        checkpoint: TrainerCheckpoint | None = None,
     ) -> None:
         accepted = [frame for frame in frames if frame.accepted]
-        if not accepted:
+        if not accepted and not views:
             raise FusionError(
                 "no repaired frame is accepted; accept at least one, then start fusion."
             )
         self.config = config or FusionConfig()
         self.steps = steps
-        self._random = np.random.default_rng(seed)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._repaired = [self._training_view(frame, weighting) for frame in accepted]
-        self._recorded = self._replayed_views(scene, accepted)
+        self._seed = [seed] if isinstance(seed, int) else list(seed)
+        self._span = span
+        if views is None:
+            views = repaired_views(accepted, scene, self.config, weighting)
+        self.views = tuple(views)
+        self._repaired = [*earlier, *self.views]
+        self._recorded = self._replayed_views(scene)
+        self._start = scene.background
         extent = _extent(scene)
-        rates = replace(
-            self.config.rates,
-            **{
-                kind: getattr(self.config.rates, kind) * self.config.rate_scale
-                for kind in ("log_scales", "quats", "logit_opacities", "sh0", "shN")
-            },
-            means=self.config.rates.means * self.config.means_scale,
-        )
-        self._rates = {kind: getattr(rates, kind) for kind in KINDS}
-        self._rates["means"] *= extent
-        self._learner = Learner(scene, rates, self.config.weights, extent=extent, learn_sky=False)
+        self._rates, self._learner = self._prepare(scene, extent)
+        self._watched = self._watched_views(scene)
         self.change: TopologyChange | None = None
         """How the rows of `scene()` relate to those of the scene given; None while they are the same."""
-        spawned = spawn_gaussians(
-            accepted,
-            self._seen_surfaces(scene),
-            scene.background.sh_degree,
-            self.config.spawn,
-            self._generator,
-        )
-        if len(spawned):
-            self.change = self._learner.parameters.append(spawned)
-        elif optimizer_state is not None:
-            self._learner.parameters.restore_moments(optimizer_state)
+        self._grown: TopologyChange | None = None
+        if checkpoint is None:
+            self._begin(scene, accepted, optimizer_state)
         self._densify = GradientDensify(
             extent=extent,
             max_gaussians=len(self._learner.parameters) + self.config.spawn,
             provenance_of_new=int(Provenance.REPAIRED),
             prune_opacity=0.003,
         )
-        self._state = self._fresh_state()
+        self._statistics = self._no_statistics()
+        self._first = 1
+        if checkpoint is not None:
+            self._go_on(checkpoint)
+
+    def _prepare(self, scene: Scene, extent: float) -> tuple[dict[str, float], Learner]:
+        """Step sizes after the warm-up, and the learner."""
+        config = self.config
+        scaled = {
+            kind: getattr(config.rates, kind) * config.rate_scale
+            for kind in ("log_scales", "quats", "logit_opacities", "sh0", "shN")
+        }
+        rates = replace(config.rates, **scaled, means=config.rates.means * config.means_scale)
+        final = {kind: getattr(rates, kind) for kind in KINDS}
+        final["means"] *= extent
+        return final, Learner(scene, rates, config.weights, extent=extent, learn_sky=False)
+
+    def _begin(
+        self, scene: Scene, frames: Sequence[RepairedFrame], moments: Moments | None
+    ) -> None:
+        """Take up the optimiser's state, then add Gaussians where repaired surfaces have none."""
+        parameters = self._learner.parameters
+        if moments is not None:
+            parameters.restore_moments(moments)
+        if not frames:
+            return
+        spawned = spawn_gaussians(
+            frames,
+            self._seen_surfaces(scene),
+            scene.background.sh_degree,
+            self.config.spawn,
+            self._generator(0),
+        )
+        if len(spawned):
+            self.change = self._grown = parameters.append(spawned)
+
+    def _go_on(self, checkpoint: TrainerCheckpoint) -> None:
+        self._learner.parameters.restore_moments(checkpoint.moments)
+        self._statistics = _copied(checkpoint.statistics)
+        self._start, self._grown = checkpoint.start, checkpoint.grown
+        self._first = checkpoint.step + 1
 
     # ----------------------------------------------------------------------------------- views
 
-    def _training_view(self, frame: RepairedFrame, weighting: Weighting) -> TrainingView:
-        weight = eig_weight(frame.calibrated, frame.confidence, weighting)
-        generated = frame.pixel_provenance == 2
-        weight = torch.where(generated, weight * self.config.generated_confidence, weight)
-        return TrainingView(frame.camera, frame.repaired, weight, source="repaired")
-
-    def _replayed_views(self, scene: Scene, frames: Sequence[RepairedFrame]) -> list[TrainingView]:
+    def _replayed_views(self, scene: Scene) -> list[TrainingView]:
+        """The recorded frames around every repaired one."""
         if scene.capture is None:
             return []
         held_out = set(scene.metadata.get("reconstruction", {}).get("holdout", []))
-        first, last = frames[0].frame - MARGIN, frames[-1].frame + MARGIN
+        near = {
+            index
+            for view in self._repaired
+            for index in range(view.frame - MARGIN, view.frame + MARGIN + 1)
+        }
         scale = working_scale(scene)
         views = []
-        for index in range(max(0, first), min(len(scene.capture), last + 1)):
-            if index in held_out:
-                continue
+        for index in sorted(near & set(range(len(scene.capture))) - held_out):
             recorded = scene.capture.frames[index]
             camera = recorded.camera.scaled(scale)
             image = recorded.image((camera.width, camera.height))
@@ -149,27 +209,43 @@ class Trainer:
             surfaces.append(SeenSurface(camera, view.depth.cpu(), view.alpha.cpu()))
         return surfaces
 
+    def _watched_views(self, scene: Scene) -> list[tuple[RepairedView, Tensor]]:
+        """A few repaired views as they were rendered at the start."""
+        from faithfusion_studio.render.views import render_view
+
+        chosen = [self.views[index] for index in _spread(len(self.views), WATCHED)]
+        return [(view, render_view(scene, view.camera).rgb.cpu()) for view in chosen]
+
     # ------------------------------------------------------------------------------------ loop
 
     def run(self) -> Iterator[Progress]:
         """Distil; stop consuming to stop early, whatever was learned stays in `scene()`."""
-        spent = 0.0
-        degree = self._learner.parameters.sh_degree
+        spent, config, first = 0.0, self.config, self._first
         densify_every = max(20, self.steps // 8)
-        for step in range(1, self.steps + 1):
+        for step in range(first, self.steps + 1):
             started = time.monotonic()
             self._warm_up(step)
-            replayed = bool(self._recorded) and self._random.random() < self.config.replay
-            views = self._recorded if replayed else self._repaired
-            observed = self.config.densify and not replayed
-            view = views[self._random.integers(len(views))]
-            loss, meta = self._learner.step(view, degree, absgrad=observed)
+            random = np.random.default_rng([*self._seed, step])
+            replayed = bool(self._recorded) and random.random() < config.replay
+            observed = config.densify and not replayed
+            if replayed:
+                view = self._recorded[random.integers(len(self._recorded))]
+            else:
+                view = self._novel_view(random, step)
+            degree = self._learner.parameters.sh_degree
+            held = self._held(replayed)
+            depth = 1.0 if replayed else config.novel_depth_weight
+            loss, meta = self._learner.step(
+                view, degree, absgrad=observed, held=held, depth_factor=depth
+            )
             if observed:
-                self._densify.observe(meta, self._state)
+                self._densify.observe(meta, self._statistics)
                 if step % densify_every == 0 and step <= 0.7 * self.steps:
-                    self._change_rows()
-            measure = step in (1, self.steps) or step % self.config.psnr_every == 0
+                    self._change_rows(step)
+            self._first = step + 1
+            measure = step in (1, self.steps) or step % config.psnr_every == 0
             psnr = self.psnr_recorded() if measure else math.nan
+            moved = self.trusted_moved() if measure else math.nan
             spent += time.monotonic() - started
             provenance = self._learner.parameters.provenance
             yield Progress(
@@ -179,8 +255,23 @@ class Trainer:
                 psnr_recorded=psnr,
                 num_gaussians=len(provenance),
                 num_generated=int((provenance != int(Provenance.RECORDED)).sum()),
-                seconds_left=(self.steps - step) * spent / step,
+                seconds_left=(self.steps - step) * spent / (step - first + 1),
+                trusted_moved=moved,
             )
+
+    def _novel_view(self, random: np.random.Generator, step: int) -> TrainingView:
+        """A repaired view of any stage, its weights scaled to where the plan stands."""
+        before, after = self._span
+        done = before + (after - before) * step / self.steps
+        factor = self.config.novel_weight * novel_factor(self.config.novel_curve, done)
+        return self._repaired[random.integers(len(self._repaired))].training_view(factor)
+
+    def _held(self, replayed: bool) -> Bool[Tensor, "N"] | None:
+        """Rows that keep position and orientation in a step."""
+        hold = self.config.hold
+        if hold == "free" or (hold == "repaired" and replayed):
+            return None
+        return self._learner.parameters.provenance == int(Provenance.RECORDED)
 
     def _warm_up(self, step: int) -> None:
         """Ramp the step sizes up: Adam's first steps are as long as its later ones but know nothing yet."""
@@ -188,14 +279,22 @@ class Trainer:
         for kind in KINDS:
             self._learner.parameters.set_rate(kind, share * self._rates[kind])
 
-    def _change_rows(self) -> None:
-        change = self._densify.update(self._learner.parameters, self._state, self._generator)
+    def _change_rows(self, step: int) -> None:
+        generator = self._generator(step)
+        change = self._densify.update(self._learner.parameters, self._statistics, generator)
         if change is not None:
             self.change = compose_changes(self.change, change)
-            self._state = self._fresh_state()
+            self._grown = compose_changes(self._grown, change)
+            self._statistics = self._no_statistics()
 
-    def _fresh_state(self) -> DensifyState:
+    def _generator(self, step: int) -> torch.Generator:
+        seed = np.random.SeedSequence([*self._seed, step]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+    def _no_statistics(self) -> DensifyState:
         return initial_state(len(self._learner.parameters), self._learner.device)
+
+    # ------------------------------------------------------------------------------------ meters
 
     def psnr_recorded(self) -> float:
         """Mean PSNR over a few replayed frames as they are now, dB; NaN without a recording."""
@@ -213,13 +312,66 @@ class Trainer:
             values.append(psnr(rgb.cpu(), view.image))
         return float(np.mean(values))
 
+    def trusted_moved(self) -> float:
+        """Share of the pixels that needed no repair (HPR) and differ visibly from the start; NaN without any."""
+        from faithfusion_studio.render.views import render_view
+
+        scene, moved, total = self._learner.snapshot(), 0, 0
+        for view, before in self._watched:
+            now = render_view(scene, view.camera).rgb.cpu()
+            trusted = ~view.ucr
+            moved += int((((now - before).abs().amax(-1) > VISIBLE) & trusted).sum())
+            total += int(trusted.sum())
+        return moved / total if total else math.nan
+
+    # ------------------------------------------------------------------------------------ results
+
     def scene(self) -> Scene:
-        """The scene as learned so far; its evidence is dropped, having been of other values."""
-        return self._learner.snapshot()
+        """The scene as learned so far; its evidence is dropped, having been of other values.
+
+        Recorded Gaussians that were displaced by more than one of their standard deviations count as repaired.
+        """
+        scene = self._learner.snapshot()
+        background = scene.background
+        moved = displaced(self._start, background, self._grown)
+        moved &= background.provenance == int(Provenance.RECORDED)
+        if bool(moved.any()):
+            provenance = background.provenance.masked_fill(moved, int(Provenance.REPAIRED))
+            scene = replace(scene, background=replace(background, provenance=provenance))
+        return scene
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Adam's moments per parameter kind, for history and resuming."""
         return self._learner.parameters.moments()
+
+    def checkpoint(self) -> tuple[Scene, TrainerCheckpoint]:
+        """The scene as it stands, provenance as the optimiser has it, and what is needed to go on."""
+        kept = TrainerCheckpoint(
+            step=self._first - 1,
+            moments=self.optimizer_state(),
+            statistics=_copied(self._statistics),
+            start=self._start,
+            grown=self._grown,
+        )
+        return self._learner.snapshot(), kept
+
+
+def _copied(statistics: DensifyState) -> DensifyState:
+    """The same numbers in tensors of their own."""
+    s = statistics
+    return DensifyState(s.gradient.clone(), s.count.clone(), s.radius.clone())
+
+
+def displaced(
+    before: Gaussians, after: Gaussians, change: TopologyChange | None
+) -> Bool[Tensor, "N"]:
+    """Rows whose centre left the one-sigma ellipsoid it had before; new rows are none of them."""
+    rows = slice(None) if change is None else change.source
+    shift = after.means - before.means[rows]
+    rotation = quat_to_rotmat(before.quats[rows])
+    local = (rotation.transpose(1, 2) @ shift[..., None]).squeeze(-1)
+    moved = (local / before.scales[rows]).norm(dim=-1) > 1
+    return moved if change is None else moved & ~change.is_new
 
 
 def _extent(scene: Scene) -> float:

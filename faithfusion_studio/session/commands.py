@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.fusion.schedule import Stage, Weighting
+from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.scene import ConstantSky, RigidNode, Scene, StoredFisher
 
@@ -46,11 +46,15 @@ class AcceptFrames:
 
 @dataclass(frozen=True)
 class StartFusion:
-    """Distil the accepted repaired frames into the splats."""
+    """Distil repaired frames into the splats: the accepted ones of the strip, or stage by stage a whole plan."""
 
     steps: int = 200
+    """Without stages: optimiser steps."""
     weighting: Weighting = "eig"
-    eig_threshold: float = 0.4
+    """Without stages: how much each repaired pixel is believed."""
+    stages: tuple[Stage, ...] = ()
+    """A plan, each stage repaired when its turn comes; stages that are done already are left out."""
+    config: FusionConfig = field(default_factory=FusionConfig)
 
 
 @dataclass(frozen=True)

@@ -7,39 +7,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import torch
-from jaxtyping import Float32
-from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
-from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Stage, Weighting
-from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.fusion.parts import FusionParts
+from faithfusion_studio.fusion.repairing import working_scale
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.session.commands import ExportRequest
 from faithfusion_studio.video import VideoOptions
-
-
-@runtime_checkable
-class TrainerLike(Protocol):
-    """The part of `fusion.trainer.Trainer` a job drives."""
-
-    change: TopologyChange | None
-    """How the background's rows relate to those at the start; None while they are the same."""
-
-    def run(self) -> Iterator[Progress]:
-        """One optimiser step per item."""
-        ...
-
-    def scene(self) -> Scene:
-        """A copy of the scene as it stands, never written again."""
-        ...
-
-    def optimizer_state(self) -> object:
-        """What `start_trainer` takes to go on from here."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,73 +59,11 @@ def _viewing_seconds(scene: Scene, height: int, width: int) -> float:
     return 0.1 + scene.num_gaussians / 2e5 * (0.2 + 0.6 * height * width / (640 * 360))
 
 
-def repair(scene: Scene, stage: Stage) -> Iterator[RepairedFrame]:
-    """Repaired frames of a stage, one per item."""
-    from faithfusion_studio.fusion.repairing import repair_stage
-    from faithfusion_studio.repair import create_repairer
-
-    return repair_stage(scene, stage, create_repairer(stage.engine))
-
-
-def start_trainer(
-    scene: Scene,
-    frames: Sequence[RepairedFrame],
-    config: FusionConfig,
-    *,
-    steps: int,
-    weighting: Weighting = "eig",
-    optimizer_state: object = None,
-) -> TrainerLike:
-    """A trainer that distils repaired frames into a scene."""
-    from faithfusion_studio.fusion.trainer import Trainer
-
-    return Trainer(
-        scene,
-        frames,
-        config,
-        steps=steps,
-        weighting=weighting,
-        optimizer_state=optimizer_state,  # type: ignore[arg-type]  # it came out of a Trainer
-    )
-
-
 def recorded_evidence(scene: Scene) -> Generator[tuple[int, int], None, StoredFisher]:
     """Sum the evidence of the recorded views; yields (done, total), returns the result."""
     from faithfusion_studio.information import accumulate_fisher
 
     return accumulate_fisher(scene)
-
-
-def follow_rows(fisher: StoredFisher, change: TopologyChange | None, scene: Scene) -> StoredFisher:
-    """Evidence for the scene after its background grew or shrank; nodes keep their rows.
-
-    Args:
-        fisher: Evidence of the rows before.
-        change: Of the background's rows; None where nothing grew or shrank.
-        scene: The scene after.
-    """
-    from faithfusion_studio.information import follow_topology
-
-    if change is None:
-        return fisher
-    before = len(fisher.blocks)
-    nodes = scene.num_gaussians - len(scene.background)
-    kept = torch.arange(before - nodes, before)
-    source = torch.cat([change.source.cpu(), kept])
-    is_new = torch.cat([change.is_new.cpu(), torch.zeros(nodes, dtype=torch.bool)])
-    return follow_topology(fisher, TopologyChange(source, is_new))
-
-
-def add_evidence(
-    fisher: StoredFisher,
-    scene: Scene,
-    cameras: Sequence[Camera],
-    weights: Sequence[Float32[Tensor, "H W"]],
-) -> StoredFisher:
-    """Evidence with more views in it."""
-    from faithfusion_studio.information import add_views
-
-    return add_views(fisher, scene, cameras, weights)
 
 
 def export_video(
@@ -206,17 +118,13 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Engines:
-    """The functions the jobs call."""
+class Engines(FusionParts):
+    """The functions the jobs call; those of fusion are its own."""
 
     list_engines: Callable[[Scene], tuple[RepairEngine, ...]] = list_engines
-    repair: Callable[[Scene, Stage], Iterator[RepairedFrame]] = repair
-    start_trainer: Callable[..., TrainerLike] = start_trainer
     recorded_evidence: Callable[[Scene], Generator[tuple[int, int], None, StoredFisher]] = (
         recorded_evidence
     )
-    follow_rows: Callable[[StoredFisher, TopologyChange | None, Scene], StoredFisher] = follow_rows
-    add_evidence: Callable[..., StoredFisher] = add_evidence
     export_video: Callable[..., Iterator[int]] = export_video
     export_files: Callable[[ExportRequest, Scene], tuple[str, ...]] = export_files
     save: Callable[[Scene, Path], None] = save

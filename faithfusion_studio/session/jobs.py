@@ -6,9 +6,8 @@ everything the worker closes the generator.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,11 +17,10 @@ import torch
 from faithfusion_studio.cameras import Camera, Segment, offset_laterally
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
-from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
-from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
-from faithfusion_studio.session.engines import Engines, TrainerLike
+from faithfusion_studio.session.engines import Engines
 
 
 class JobError(StudioError):
@@ -40,6 +38,10 @@ class JobStep:
     """Fields of `SessionState` that are new."""
     scene: Callable[[], Scene] | None = None
     """Gives a copy of the scene as it stands; called only when one is published."""
+    label: str | None = None
+    """What the job is at now, where that changes on the way."""
+    entry: JobResult | None = None
+    """A part of the job that is done and becomes an entry of the history at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,102 +131,6 @@ def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> J
             " Hardly a pixel is under-constrained at this threshold; lower it in the tab Look."
         )
     return JobResult(notice=notice)
-
-
-@dataclass(frozen=True, eq=False)
-class FusionTask:
-    """What a fusion starts from."""
-
-    scene: Scene
-    """With evidence."""
-    frames: Sequence[RepairedFrame]
-    """The accepted ones."""
-    config: FusionConfig
-    steps: int
-    weighting: Weighting
-    label: str
-    optimizer_state: object = None
-
-
-class _Evidence:
-    """The evidence before a fusion, on the rows of the scene as it grows; for the live EIG view."""
-
-    def __init__(self, engines: Engines, task: FusionTask, trainer: TrainerLike) -> None:
-        self._engines, self._trainer = engines, trainer
-        self._start = self._followed = task.scene.fisher
-        self._change: TopologyChange | None = None
-
-    def scene(self) -> Scene:
-        """A copy of the scene as it stands, with evidence."""
-        scene = self._trainer.scene()
-        if self._start is None:
-            return scene
-        if self._trainer.change is not self._change:
-            self._change = self._trainer.change
-            self._followed = self._engines.follow_rows(self._start, self._change, scene)
-        return replace(scene, fisher=self._followed)
-
-
-def fusion_job(engines: Engines, task: FusionTask) -> Job:
-    """Distil accepted frames, then add them to the evidence; one history entry."""
-    cleared = {"loss_curve": (), "psnr_curve": (), "psnr_before": None}
-    if (yield JobStep(0, task.steps, changes=cleared)) == "stop":
-        return JobResult()
-    trainer = engines.start_trainer(
-        task.scene,
-        task.frames,
-        task.config,
-        steps=task.steps,
-        weighting=task.weighting,
-        optimizer_state=task.optimizer_state,
-    )
-    evidence = _Evidence(engines, task, trainer)
-    losses: tuple[tuple[int, float], ...] = ()
-    psnrs: tuple[tuple[int, float], ...] = ()
-    for progress in trainer.run():
-        if not math.isfinite(progress.loss):
-            raise JobError(
-                f"the loss was not a number at step {progress.step}; the last good state is kept. "
-                "Fuse again with fewer steps or other frames."
-            )
-        losses = (*losses, (progress.step, progress.loss))
-        if math.isfinite(progress.psnr_recorded):
-            psnrs = (*psnrs, (progress.step, progress.psnr_recorded))
-        changes = {
-            "loss_curve": losses,
-            "psnr_curve": psnrs,
-            "psnr_before": psnrs[0][1] if psnrs else None,
-            "num_gaussians": progress.num_gaussians,
-            "num_generated": progress.num_generated,
-        }
-        asked = yield JobStep(
-            progress.step, progress.steps, progress.seconds_left, changes, evidence.scene
-        )
-        if asked == "stop":
-            break
-    scene = evidence.scene()
-    require_finite(scene)
-    scene = yield from _with_repairs_as_evidence(engines, scene, task)
-    change = f" Recorded views {psnrs[0][1]:.2f} to {psnrs[-1][1]:.2f} dB." if psnrs else ""
-    return JobResult(scene, task.label, trainer.optimizer_state(), f"{task.label} is done.{change}")
-
-
-def _with_repairs_as_evidence(
-    engines: Engines, scene: Scene, task: FusionTask
-) -> Generator[JobStep, str | None, Scene]:
-    """The repaired pixels count as observations from now on, as much as each was believed."""
-    from faithfusion_studio.fusion.losses import eig_weight
-
-    fisher = scene.fisher
-    if fisher is None:
-        return scene
-    for index, frame in enumerate(task.frames):
-        weight = eig_weight(frame.calibrated, frame.confidence, task.weighting)
-        weight = torch.where(frame.ucr, weight, torch.zeros_like(weight))
-        fisher = engines.add_evidence(fisher, scene, [frame.camera], [weight])
-        if (yield JobStep(index + 1, len(task.frames))) == "stop":
-            break
-    return replace(scene, fisher=fisher)
 
 
 # ------------------------------------------------------------------------------------- exports

@@ -129,6 +129,8 @@ class JobRunner:
         except StopIteration as end:
             return self._finish(running, end.value)
         running.last, running.single_step = step, False
+        if step.entry is not None:
+            self._enter(running, step.entry)
         job = self._board.state.job or JobState(running.kind, running.label)
         if job.paused or time.monotonic() - self._published >= PUBLISH_EVERY:
             self._publish(running, step)
@@ -136,8 +138,20 @@ class JobRunner:
             release_unused()
             self._released = time.monotonic()
         job = replace(job, done=step.done, total=step.total, seconds_left=step.seconds_left)
+        if step.label is not None:
+            running.label = step.label
+            job = replace(job, label=step.label)
         self._board.change(job=job, **step.changes)
         return None
+
+    def _enter(self, running: _Running, result: JobResult) -> None:
+        """A part of the job becomes an entry of the history; cancelling goes back to it from now on."""
+        assert result.scene is not None and result.label is not None
+        self._history.push(result.label, result.scene, result.optimizer_state)
+        running.shown = None
+        self.show()
+        if result.notice is not None:
+            self._board.change(notice=result.notice)
 
     def _publish(self, running: _Running, step: JobStep) -> None:
         if step.scene is None:

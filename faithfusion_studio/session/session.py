@@ -17,13 +17,15 @@ from pathlib import Path
 
 from faithfusion_studio.cameras import Segment
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.fusion.schedule import FusionConfig
+from faithfusion_studio.fusion.progressive import FusionPlan, FusionState, Progression
+from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session import commands as c
 from faithfusion_studio.session.engines import Engines, RepairEngine
 from faithfusion_studio.session.exporting import Exporter
+from faithfusion_studio.session.fusing import FusionTask, fusion_job
 from faithfusion_studio.session.history import History
-from faithfusion_studio.session.jobs import FusionTask, fisher_job, fusion_job, repair_job
+from faithfusion_studio.session.jobs import fisher_job, repair_job
 from faithfusion_studio.session.runner import JobRunner
 from faithfusion_studio.session.state import JobState, SessionState, StateBoard, sentence
 from faithfusion_studio.session.store import SceneStore
@@ -271,7 +273,9 @@ class Session:
         trajectory = scene.trajectory
         if isinstance(command, c.RepairSegment):
             trajectory.segment(Segment(*command.stage.segment))
-        elif isinstance(command, c.StartFusion) and not any(f.accepted for f in self.state.frames):
+        elif isinstance(command, c.StartFusion) and not (
+            command.stages or any(f.accepted for f in self.state.frames)
+        ):
             raise c.CommandError("accept at least one repaired frame first.")
         stale = scene.fisher is None or len(scene.fisher.blocks) != scene.num_gaussians
         if isinstance(command, c.ComputeFisher) or stale:
@@ -285,22 +289,45 @@ class Session:
         else:
             self._start_fusion(command, scene, entry.optimizer_state)
 
-    def _start_fusion(self, command: c.StartFusion, scene: Scene, optimizer_state: object) -> None:
-        stage = self.state.stage
-        label = "Fusion" if stage is None else f"Fusion {stage.label}"
-        task = FusionTask(
-            scene=scene,
-            frames=[frame for frame in self.state.frames if frame.accepted],
-            config=FusionConfig(),
-            steps=command.steps,
-            weighting=command.weighting,
-            label=label,
-            optimizer_state=optimizer_state,
-        )
-        if command.steps < 1:
-            raise c.CommandError(f"{command.steps} steps were asked for; at least one is needed.")
+    def _start_fusion(self, command: c.StartFusion, scene: Scene, reached: object) -> None:
+        strip, stage = self.state.frames, self.state.stage
+        state = reached if isinstance(reached, FusionState) else None
+        accepted = [frame for frame in strip if frame.accepted]
+        if command.stages:
+            task = self._plan_task(command, scene, state, accepted)
+        else:
+            assert stage is not None
+            learned = replace(stage, steps=command.steps, weighting=command.weighting)
+            again = None if state is None else replace(state, stages=())
+            task = FusionTask(scene, FusionPlan((learned,), command.config), accepted, again)
+        if min(stage.steps for stage in task.plan.stages) < 1:
+            raise c.CommandError("a stage of no steps was asked for; at least one step is needed.")
         self._before = scene
-        self._runner.begin(fusion_job(self._engines, task), "fusion", label)
+        first = task.plan.stages[0]
+        self._runner.begin(fusion_job(self._engines, task), "fusion", f"Fusion {first.label}")
+
+    def _plan_task(
+        self,
+        command: c.StartFusion,
+        scene: Scene,
+        state: FusionState | None,
+        accepted: list[RepairedFrame],
+    ) -> FusionTask:
+        """A plan from the first stage that is left, with the frames in the strip where they are that stage's."""
+        plan = FusionPlan(command.stages, command.config)
+        first = Progression(scene, plan, self._engines, state=state).first
+        if first == len(plan.stages):
+            raise c.CommandError(
+                "all stages of this plan are done; undo one, or change or add a stage."
+            )
+        stage, shown = plan.stages[first], self.state.stage
+        scene.trajectory.segment(Segment(*stage.segment))
+        if shown is not None:
+            shown = replace(
+                shown, steps=stage.steps, weighting=stage.weighting, repair=stage.repair
+            )
+        frames = accepted if shown == stage else []
+        return FusionTask(scene, plan, frames, state)
 
     def _travel(self, command: c.Undo | c.Redo | c.GoTo) -> None:
         history = self._history

@@ -72,6 +72,12 @@ class SessionState:
     loss_curve: tuple[tuple[int, float], ...] = ()
     psnr_curve: tuple[tuple[int, float], ...] = ()
     """Recorded views, dB."""
+    moved_curve: tuple[tuple[int, float], ...] = ()
+    """Share of the trusted pixels that look different than before the stage, 0..1."""
+    plan: tuple[Stage, ...] = ()
+    """Stages of the last fusion."""
+    plan_done: int = 0
+    """How many of them are done."""
     psnr_before: float | None = None
     """Recorded views before the first step of the last fusion, dB."""
     undo_label: str | None = None

@@ -47,10 +47,10 @@ def test_ssim_equals_a_direct_double_sum_at_an_inner_pixel():
     assert float(ssim_map(a, b)[row, column]) == pytest.approx(expected / 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("weighting", ["eig", "tiers", "uniform"])
+@pytest.mark.parametrize("weighting", ["eig", "released", "logdet", "uniform"])
 def test_weights_stay_in_range_and_never_fall_with_eig(weighting):
     eig = torch.linspace(-0.2, 1.2, 60)[None, :]
-    weight = eig_weight(eig, torch.full_like(eig, 0.8), weighting)
+    weight = eig_weight(eig, torch.full_like(eig, 0.8), weighting, eig=2 * eig)
     assert weight.min() >= 0 and weight.max() <= 0.8 + 1e-6
     assert bool((weight[0, 1:] >= weight[0, :-1] - 1e-6).all())
 

@@ -83,6 +83,65 @@ def test_fusion_is_one_entry_with_evidence_and_curves(open_session, world, tools
     assert float(session.before_scene.background.means[0, 0]) == 0.0
 
 
+def plan(*offsets, steps=2):
+    return tuple(Stage((1, 3), offset, steps=steps) for offset in offsets)
+
+
+def test_each_stage_of_a_plan_is_an_entry_that_can_be_undone(open_session, world, tools):
+    session = open_session()
+    stages = plan(1.0, 2.0, 3.0)
+    session.submit(c.StartFusion(stages=stages))
+    assert session.wait_idle(tools.timeout)
+    state = session.state
+    labels = tuple(f"Fusion {stage.label}" for stage in stages)
+    assert state.history == ("Opened", *labels)
+    assert (state.plan, state.plan_done) == (stages, 3)
+    assert [step for step, _ in state.loss_curve] == [1, 2, 3, 4, 5, 6]
+    assert world.evidence_added == 6
+    assert len(session._history.current.optimizer_state.replay) == 6
+    session.submit(c.Undo())
+    assert session.wait_idle(tools.timeout)
+    assert shown_value(session) == 4.0
+    reached = session._history.current.optimizer_state
+    assert reached.stages == stages[:2] and len(reached.replay) == 4
+    assert float(reached.moments["means"]["count"][0]) == 4.0
+    # The plan goes on where it stands, with the optimiser as it was.
+    session.submit(c.StartFusion(stages=stages))
+    assert session.wait_idle(tools.timeout)
+    assert session.state.history == ("Opened", *labels) and shown_value(session) == 6.0
+    assert float(world.trainer_starts[-1]["means"]["count"][0]) == 4.0
+    session.submit(c.StartFusion(stages=stages))
+    assert session.wait_idle(tools.timeout)
+    assert "all stages of this plan are done" in session.state.error
+
+
+def test_cancelling_a_plan_goes_back_to_its_last_whole_stage(open_session, world, tools):
+    session = open_session()
+    world.hold()
+    session.submit(c.StartFusion(stages=plan(1.0, 2.0)))
+    world.allow(5)  # two frames and two steps of the first stage, one frame of the second
+    tools.wait_until(lambda: world.steps_done == 5)
+    session.submit(c.CancelJob())
+    world.allow(20)
+    assert session.wait_idle(tools.timeout)
+    assert session.state.history == ("Opened", "Fusion +1 m, frames 1-2")
+    assert shown_value(session) == 2.0
+
+
+def test_frames_judged_in_the_strip_are_those_of_the_first_stage(open_session, world, tools):
+    session = open_session()
+    stages = plan(1.0, 2.0)
+    session.submit(c.RepairSegment(stages[0]))
+    assert session.wait_idle(tools.timeout)
+    session.submit(c.AcceptFrames((2,), False))
+    assert session.wait_idle(tools.timeout)
+    session.submit(c.StartFusion(stages=stages))
+    assert session.wait_idle(tools.timeout)
+    replay = session._history.current.optimizer_state.replay
+    assert [view.frame for view in replay] == [1, 1, 2]
+    assert world.steps_done == 2 + 2 + 2 + 2  # repaired, learned, repaired, learned
+
+
 def test_undo_and_redo_bring_back_scene_and_optimiser(open_session, world, tools):
     session = fused(open_session(), tools)
     session.submit(c.StartFusion(steps=2))

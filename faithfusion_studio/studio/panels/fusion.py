@@ -23,7 +23,8 @@ from faithfusion_studio.studio.widgets import (
 
 WEIGHTINGS: dict[str, Weighting] = {
     "EIG (as the paper)": "eig",
-    "Four tiers (as the release)": "tiers",
+    "Four tiers (as the release)": "released",
+    "Nats up to a cap": "logdet",
     "Uniform": "uniform",
 }
 
@@ -60,9 +61,7 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     @start.on_click
     @view.guarded
     def _(_event: Any) -> None:
-        session.submit(
-            StartFusion(int(steps.value), WEIGHTINGS[weighting.value], view.get().threshold[1])
-        )
+        session.submit(StartFusion(int(steps.value), WEIGHTINGS[weighting.value]))
 
     @control.on_click
     @view.guarded
