@@ -119,6 +119,7 @@ class World:
         self.fail_at = {}
         self.losses = {}
         self.saved = {}
+        self.lost = []
         self.trainer_starts = []
         self.evidence_added = 0
         self.limits = []
@@ -177,6 +178,7 @@ class World:
             raise self.save_error
         path.write_bytes(b"scene")
         self.saved[path] = scene
+        return self.lost
 
     @contextlib.contextmanager
     def thread_limit(self, count):

@@ -39,7 +39,7 @@ class View(DeviceCommand):
     """Open the studio in a browser; the default command: `ff-studio PATH`."""
 
     path: Positional[Path]
-    """A scene (.ckpt), a splat file (.ply), or a capture folder, for which reconstruction is offered."""
+    """A scene (.ckpt), a splat file or checkpoint of another tool, or a capture folder, for which reconstruction is offered."""
     port: int | None = None
     """Port to serve on; without it 8080, or the next free one."""
     host: str = "127.0.0.1"
@@ -228,10 +228,21 @@ class Synthesize(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Read anything we know, by content; write a .ckpt, a .ply, or a cameras.json folder."""
+    """Read anything we know, by content; write a scene, a splat file, or a cameras.json folder.
+
+    The end of OUT says what is written: .ckpt (everything), .ply, .compressed.ply, .splat, .spz, .sog,
+    FOLDER/meta.json (unpacked SOG) or .pt (gsplat); a name without suffix is a folder with a recording.
+    What the format cannot hold (SH, sky, moving objects, values that are clipped) is said in one line each.
+    """
 
     source: Positional[Path]
     out: Positional[Path]
+    time: float = 0.0
+    """Seconds; splat files hold moving objects where they are then."""
+    spz_version: Literal[3, 4] = 3
+    """Of a .spz: 3 is read by every tool, 4 is what Niantic's write today."""
+    flip_yz: bool = False
+    """Reverse y and z of a splat file: SPZ and glTF are nominally right-up-back, PLY right-down-forward."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,12 +132,13 @@ def reserved(path: Path, opened: Path | None, num_bytes: int = 16 << 20) -> Iter
         CommandLineError: Not .ckpt or .ply, or another running process writes it.
         CommandError: The folder is missing, full or read-only, or this is the file opened.
     """
+    from faithfusion_studio.io import is_writable, name_of_writable
     from faithfusion_studio.session.commands import check_target
 
-    if path.suffix.lower() not in (".ckpt", ".ply"):
+    if not is_writable(path):
         raise CommandLineError(
             f"{path}: a scene cannot be written as {path.suffix or 'a file without suffix'!r}; "
-            "expected .ckpt (everything) or .ply (Gaussians only)."
+            f"expected {name_of_writable()}."
         )
     check_target(path, opened, num_bytes)
     lock = path.with_name(f".{path.name}.lock")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import ProgressLine, say
@@ -15,7 +17,7 @@ from faithfusion_studio.cli.inputs import (
     reserved,
 )
 from faithfusion_studio.cli.running import Result, scene_notes
-from faithfusion_studio.scene import Capture
+from faithfusion_studio.scene import Capture, Scene
 
 
 def synthesize(args: a.Synthesize) -> Result:
@@ -57,8 +59,9 @@ def synthesize(args: a.Synthesize) -> Result:
 
 
 def convert(args: a.Convert) -> Result:
-    """A scene to .ckpt or .ply; a recording to a folder with cameras.json."""
+    """A scene to a file of any format we write; a recording to a folder with cameras.json."""
     from faithfusion_studio.io import (
+        ExportOptions,
         load_capture,
         load_scene,
         save_scene,
@@ -68,9 +71,16 @@ def convert(args: a.Convert) -> Result:
 
     if args.out.suffix:
         scene = load_scene(args.source)
+        if not math.isfinite(args.time):
+            raise CommandLineError(f"--time: found {args.time}; expected seconds.")
+        options = ExportOptions(args.time, args.spz_version, args.flip_yz)
+        if args.flip_yz and args.out.suffix == ".ckpt":
+            scene = _flipped(scene)
+        if args.out.name == "meta.json":
+            output_folder(args.out.parent)
         with reserved(args.out, args.source):
-            save_scene(scene, args.out)
-        notes = scene_notes(scene)
+            lost = save_scene(scene, args.out, options)
+        notes = [*scene_notes(scene), *lost]
         values = {"gaussians": scene.num_gaussians, "frames": _frames(scene.capture)}
     else:
         capture = load_capture(args.source)
@@ -78,9 +88,21 @@ def convert(args: a.Convert) -> Result:
         notes = list(capture.notes)
         values = {"gaussians": 0, "frames": len(capture)}
     values = {"from": sniff(args.source), "to": sniff(args.out), **values, "notes": notes}
-    kept = "" if args.out.suffix == ".ply" else f", {values['frames']} frames"
+    kept = f", {values['frames']} frames" if args.out.suffix in (".ckpt", "") else ""
     counts = f"{values['gaussians']:,} Gaussians{kept}" if args.out.suffix else kept[2:]
     return Result({**values, "out": args.out}, [f"{args.source} -> {args.out}: {counts}", *notes])
+
+
+def _flipped(scene: Scene) -> Scene:
+    """A scene of splats alone with y and z reversed."""
+    from faithfusion_studio.io.spz import flipped_yz
+
+    if scene.nodes or scene.capture is not None or scene.sky is not None:
+        raise CommandLineError(
+            "--flip-yz into a .ckpt: this scene has a recording, a sky or moving objects, which "
+            "would not be turned; only splats alone can be."
+        )
+    return replace(scene, background=flipped_yz(scene.background), fisher=None)
 
 
 def _frames(capture: Capture | None) -> int:

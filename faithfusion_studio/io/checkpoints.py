@@ -79,7 +79,8 @@ def checkpoint_kind(path: Path) -> CheckpointKind:
         CheckpointError: Not a whole archive of PyTorch, or its pickle names code.
     """
     words = set(_scan(path, _pickle_of(path)))
-    return next((kind for key, kind in TOP_KEYS.items() if key in words), "checkpoint")
+    known: list[CheckpointKind] = [kind for key, kind in TOP_KEYS.items() if key in words]
+    return known[0] if known else "checkpoint"
 
 
 def is_torch_archive(path: Path) -> bool:

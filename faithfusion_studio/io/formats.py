@@ -19,18 +19,27 @@ from faithfusion_studio.io.checkpoints import (
     is_torch_archive,
 )
 from faithfusion_studio.io.compressed_ply import read_compressed_ply
-from faithfusion_studio.io.gsplat_files import gsplat_ranks, read_gsplat, write_gsplat
-from faithfusion_studio.io.inria_ply import read_ply, write_ply
+from faithfusion_studio.io.export import SPLAT_FORMATS, ExportOptions, splat_format, write_splats
+from faithfusion_studio.io.gsplat_files import gsplat_ranks, read_gsplat
+from faithfusion_studio.io.inria_ply import read_ply
+from faithfusion_studio.io.ksplat import is_ksplat, read_ksplat
 from faithfusion_studio.io.native import NativeFileError, read_native, write_native
 from faithfusion_studio.io.nerfstudio_files import nerfstudio_checkpoint, read_nerfstudio
 from faithfusion_studio.io.ply import read_ply_header
+from faithfusion_studio.io.sog import is_sog_archive, is_sog_folder, is_sog_meta, read_sog
+from faithfusion_studio.io.splat import looks_like_splat, read_splat
 from faithfusion_studio.io.splat_files import dropped_note, splat_scene, usable_rows
+from faithfusion_studio.io.spz import is_spz, read_spz
 from faithfusion_studio.scene import Capture, Scene
 
 Format = Literal[
     "native",
     "ply",
     "compressed_ply",
+    "splat",
+    "spz",
+    "ksplat",
+    "sog",
     "gsplat",
     "nerfstudio",
     "drivestudio",
@@ -42,7 +51,11 @@ Format = Literal[
 FORMATS: dict[str, str] = {
     "native": "FaithFusion Studio scene (.ckpt), read and written",
     "ply": "3D Gaussian splats as Inria PLY (.ply), read and written",
-    "compressed_ply": "SuperSplat compressed PLY (.compressed.ply), read",
+    "compressed_ply": "SuperSplat compressed PLY (.compressed.ply), read and written",
+    "splat": "antimatter15 splat (.splat), read and written",
+    "spz": "Niantic SPZ of version 1 to 4 (.spz), read and written",
+    "ksplat": "GaussianSplats3D splats (.ksplat), read",
+    "sog": "PlayCanvas SOG (.sog, or a folder with meta.json), read and written",
     "gsplat": "gsplat checkpoint (.pt of one or several ranks, or a run folder), read and written",
     "nerfstudio": "nerfstudio splatfacto checkpoint (.ckpt, or a run folder), read",
     "drivestudio": "DriveStudio checkpoint (.pth), recognised and refused",
@@ -50,7 +63,8 @@ FORMATS: dict[str, str] = {
     "capture": "recording: folder with cameras.json, transforms.json or COLMAP sparse/0, read",
     "camera_path": "camera path: cameras.json or nerfview path (.json), read and written",
 }
-_SPLATS = "a scene (.ckpt) or a splat file (.ply)"
+_SPLATS = "a scene (.ckpt), a splat file (.ply, .splat, .spz, .ksplat, .sog) or a checkpoint"
+_CONVERTIBLE = (".lcc", ".lcc2", ".glb", ".gltf", ".usdz")
 
 
 class FormatError(StudioError):
@@ -79,6 +93,11 @@ def sniff(path: Path | str) -> Format:
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
     kind = _kind_of(path, head)
+    if kind is None and path.suffix.lower() in _CONVERTIBLE:
+        raise FormatError(
+            f"{path}: {path.suffix} files are not read; convert it with splat-transform (npm) to "
+            ".ply or .sog first."
+        )
     if kind is None:
         raise FormatError(
             f"{path}: starts with {head[:8]!r}, which is no format we know; expected {_SPLATS}, "
@@ -92,28 +111,62 @@ def sniff(path: Path | str) -> Format:
 def _kind_of_folder(path: Path) -> Format | None:
     if capture_root(path) is not None:
         return "capture"
+    if is_sog_folder(path):
+        return "sog"
     if nerfstudio_checkpoint(path) is not None:
         return "nerfstudio"
     return "gsplat" if gsplat_ranks(path) else None
 
 
 def _kind_of(path: Path, head: bytes) -> Format | None:
+    found = (probe(path, head) for probe in _PROBES)
+    return next((kind for kind in found if kind is not None), None)
+
+
+def _kind_of_container(path: Path, head: bytes) -> Format | None:
     if len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
         return "native"
     if head.startswith((b"ply\n", b"ply\r")):
         names = {element.name for element in read_ply_header(path).elements}
         return "compressed_ply" if "chunk" in names else "ply"
+    return "spz" if is_spz(path, head) else None
+
+
+def _kind_of_pickle(path: Path, head: bytes) -> Format | None:
     if head.startswith(b"PK\x03\x04"):
-        return checkpoint_kind(path) if is_torch_archive(path) else None
-    if head.startswith(b"\x80"):
-        return "checkpoint"
+        if is_torch_archive(path):
+            return checkpoint_kind(path)
+        return "sog" if is_sog_archive(path) else None
+    return "checkpoint" if head.startswith(b"\x80") else None
+
+
+def _kind_of_text(path: Path, head: bytes) -> Format | None:
     if head.lstrip()[:1] == b"{" and path.suffix.lower() == ".json":
         return _kind_of_json(path)
     return None
 
 
+def _kind_without_magic(path: Path, head: bytes) -> Format | None:
+    """Of a file without a header only the values, or else the name, can tell."""
+    if is_ksplat(path, head):
+        return "ksplat"
+    if looks_like_splat(path) or (head and path.suffix.lower() == ".splat"):
+        return "splat"
+    return None
+
+
+_PROBES: tuple[Callable[[Path, bytes], Format | None], ...] = (
+    _kind_of_container,
+    _kind_of_pickle,
+    _kind_of_text,
+    _kind_without_magic,
+)
+
+
 def _kind_of_json(path: Path) -> Format | None:
     content = read_json(path)
+    if is_sog_meta(content):
+        return "sog"
     if is_cameras_json(content):
         images = any((path.parent / name).is_dir() for name in ("images", "sparse"))
         return "capture" if images else "camera_path"
@@ -162,10 +215,34 @@ def _read_compressed_ply(path: Path) -> Scene:
     return splat_scene(*read_compressed_ply(path), path)
 
 
+def _read_splat(path: Path) -> Scene:
+    return splat_scene(*read_splat(path), path)
+
+
+def _read_spz(path: Path) -> Scene:
+    gaussians, dropped, notes = read_spz(path)
+    return splat_scene(gaussians, dropped, path, [*notes, AXES_NOTE])
+
+
+def _read_ksplat(path: Path) -> Scene:
+    return splat_scene(*read_ksplat(path), path)
+
+
+def _read_sog(path: Path) -> Scene:
+    return splat_scene(*read_sog(path), path)
+
+
+AXES_NOTE = (
+    "SPZ does not say which axes it uses; if the scene lies on its head, convert it with --flip-yz."
+)
 READERS: dict[str, Callable[[Path], Scene]] = {
     "native": _read_native,
     "ply": _read_ply,
     "compressed_ply": _read_compressed_ply,
+    "splat": _read_splat,
+    "spz": _read_spz,
+    "ksplat": _read_ksplat,
+    "sog": _read_sog,
     "gsplat": read_gsplat,
     "nerfstudio": read_nerfstudio,
 }
@@ -229,22 +306,44 @@ def load_capture(path: Path | str) -> Capture:
     return replace(scene.capture, source=scene.capture.source or path.name)
 
 
-def save_scene(scene: Scene, path: Path | str) -> None:
-    """Write a scene: `.ckpt` keeps everything, other suffixes keep the Gaussians at time 0.
+WRITABLE = (".ckpt", *SPLAT_FORMATS)
+"""Ends of file names a scene can be written under."""
+
+
+def is_writable(path: Path | str) -> bool:
+    """Whether the name of a file says how a scene shall be written into it."""
+    path = Path(path)
+    return path.suffix.lower() == ".ckpt" or splat_format(path) is not None
+
+
+def save_scene(scene: Scene, path: Path | str, options: ExportOptions | None = None) -> list[str]:
+    """Write a scene: `.ckpt` keeps everything, other names keep the Gaussians at one time.
+
+    Args:
+        scene: What to write.
+        path: The final name; its end chooses the format (`WRITABLE`).
+        options: How the Gaussians are taken out of the scene; not for `.ckpt`.
+
+    Returns:
+        Sentences about what the format lost; none for `.ckpt`.
 
     Raises:
         StudioError: Another suffix, or the file cannot be written; an old file then stays.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".ckpt":
+    if path.suffix.lower() == ".ckpt":
         write_native(scene, path)
-    elif suffix == ".ply":
-        write_ply(scene.at(0.0).gaussians, path)
-    elif suffix == ".pt":
-        write_gsplat(scene.at(0.0).gaussians, path)
-    else:
+        return []
+    form = splat_format(path)
+    if form is None:
         raise FormatError(
-            f"{path}: cannot write a scene as {suffix or 'a file without suffix'!r}; expected "
-            ".ckpt (everything), .ply or .pt (Gaussians only)."
+            f"{path}: cannot write a scene as {path.suffix or 'a file without suffix'!r}; expected "
+            f"{name_of_writable()}."
         )
+    return write_splats(scene, path, form, options or ExportOptions())
+
+
+def name_of_writable() -> str:
+    """The names a scene can be written under, for messages."""
+    splats = ", ".join(end for end in SPLAT_FORMATS if end != ".compressed.ply")
+    return f".ckpt (everything), or {splats}, .compressed.ply (Gaussians only)"

@@ -95,7 +95,7 @@ class ExportRequest:
     """A video, a folder of pictures, or a splat file of the scene as it is when the export starts."""
 
     path: str
-    """Target; .mp4 is a video, .ply and .ckpt are scenes, anything else a folder of PNG."""
+    """Target; .mp4 is a video, .ckpt and the names of splat files are scenes, else a folder of PNG."""
     camera_path: Literal["recorded", "shown", "segment"] = "recorded"
     """The drive, the drive at `lateral_offset`, or only its `segment` at `lateral_offset`."""
     lateral_offset: float = 0.0
@@ -127,7 +127,7 @@ class CancelExport:
 
 @dataclass(frozen=True)
 class SaveAs:
-    """Write the scene to a file: .ckpt (everything) or .ply (splats only)."""
+    """Write the scene to a file: .ckpt (everything), or the name of a splat file (splats only)."""
 
     path: str
 

@@ -93,11 +93,11 @@ def _video_options(request: ExportRequest, before: Scene) -> VideoOptions:
     )
 
 
-def save(scene: Scene, path: Path) -> None:
-    """Write a scene file, format by suffix."""
+def save(scene: Scene, path: Path) -> list[str]:
+    """Write a scene file, format by suffix; returns sentences about what the format lost."""
     from faithfusion_studio.io import save_scene
 
-    save_scene(scene, path)
+    return save_scene(scene, path)
 
 
 def load(path: Path) -> Scene:
@@ -127,6 +127,6 @@ class Engines(FusionParts):
     )
     export_video: Callable[..., Iterator[int]] = export_video
     export_files: Callable[[ExportRequest, Scene], tuple[str, ...]] = export_files
-    save: Callable[[Scene, Path], None] = save
+    save: Callable[[Scene, Path], list[str]] = save
     load: Callable[[Path], Scene] = load
     thread_limit: Callable[[int], AbstractContextManager[None]] = thread_limit

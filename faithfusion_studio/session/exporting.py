@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.io import is_writable
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
 from faithfusion_studio.session.engines import Engines
@@ -34,7 +35,7 @@ class Exporter:
         """
         if self._thread is not None and self._thread.is_alive():
             raise CommandError("an export is running; cancel it or wait for its end.")
-        if target.suffix.lower() not in (".ply", ".ckpt"):
+        if not is_writable(target):
             export_cameras(scene, request)
         self._cancelled.clear()
         label = f"Export {target.name}"

@@ -45,7 +45,7 @@ class History:
         scene: Scene,
         *,
         max_bytes: int,
-        save: Callable[[Scene, Path], None],
+        save: Callable[[Scene, Path], object],
         load: Callable[[Path], Scene],
     ) -> None:
         self._entries = [Entry(0, "Opened", scene)]

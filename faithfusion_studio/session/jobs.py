@@ -18,6 +18,7 @@ from faithfusion_studio.cameras import Camera, Segment, offset_laterally
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.io import is_writable
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
 from faithfusion_studio.session.engines import Engines
@@ -162,10 +163,10 @@ def export_cameras(scene: Scene, request: ExportRequest) -> tuple[Camera, ...]:
 def export_job(engines: Engines, scene: Scene, before: Scene, request: ExportRequest) -> Job:
     """Write a video, pictures or a scene file; closing it leaves nothing under the final name."""
     path = Path(request.path)
-    if path.suffix.lower() in (".ply", ".ckpt"):
+    if is_writable(path):
         yield JobStep(0, 1)
-        engines.save(scene, path)
-        return JobResult(notice=f"Exported {path}.", files=(request.path,))
+        lost = engines.save(scene, path)
+        return JobResult(notice=" ".join([f"Exported {path}.", *lost]), files=(request.path,))
     cameras = export_cameras(scene, request)
     clock = _Clock()
     work = engines.export_video(scene, cameras, request, before)

@@ -366,11 +366,11 @@ class Session:
         if idle:
             self._board.change(job=JobState("save", f"Save {target.name}"))
         try:
-            self._engines.save(scene, target)
+            lost = self._engines.save(scene, target)
         finally:
             if idle:
                 self._board.change(job=None)
         if idle and target.suffix == ".ckpt":
             self._runner.mark_saved()
             self._board.change(path=str(target))
-        self._board.change(notice=f"Saved {target}.")
+        self._board.change(notice=" ".join([f"Saved {target}.", *lost]))

@@ -281,7 +281,7 @@ def test_an_export_can_be_cancelled_and_a_file_downloaded(studio):
     fakes.wait_until(lambda: s.session.state.export is None)
     s.world.free = True
     s.update(s.session.state)
-    s.gui.use("Export splats (PLY)")
+    s.gui.use("Export splats")
     fakes.wait_until(lambda: s.session.state.exports)
     s.update(s.session.state)
     s.gui.use("Download")
@@ -291,7 +291,7 @@ def test_an_export_can_be_cancelled_and_a_file_downloaded(studio):
 def test_a_second_export_does_not_replace_the_first(studio):
     s = studio(add_export_panel)
     for count in (1, 2):
-        s.gui.use("Export splats (PLY)")
+        s.gui.use("Export splats")
         fakes.wait_until(lambda count=count: len(s.session.state.exports) == count)
         fakes.wait_until(lambda: s.session.state.export is None)
         s.update(s.session.state)

@@ -22,6 +22,14 @@ LAYOUTS: dict[str, Literal["single", "side-by-side", "before-after"]] = {
     "Side by side": "side-by-side",
     "Before | after the last fusion": "before-after",
 }
+SPLATS = {
+    "PLY, as 3DGS writes it": ".ply",
+    "Compressed PLY (SuperSplat)": ".compressed.ply",
+    "SPZ (Niantic)": ".spz",
+    "SOG (PlayCanvas)": ".sog",
+    "splat (antimatter15)": ".splat",
+    "gsplat checkpoint": ".pt",
+}
 SIZES = {"As recorded": None, "1280 wide": 1280, "960 wide": 960, "640 wide": 640, "480 wide": 480}
 
 
@@ -40,7 +48,10 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         caption = gui.add_text("Caption", "", hint="Burned into the lower left corner.")
         name = gui.add_text("File name", "", hint="Empty: a name is made from path and layout.")
     video = gui.add_button("Export MP4")
-    splats = gui.add_button("Export splats (PLY)", hint="Opens in other 3DGS viewers.")
+    kind = gui.add_dropdown(
+        "Splats as", tuple(SPLATS), hint="What the format cannot hold is said when it is written."
+    )
+    splats = gui.add_button("Export splats", hint="Opens in other 3DGS viewers.")
     why = gui.add_html("")
     bar = JobBar(gui)
     cancel = gui.add_button("Cancel export", visible=False, color="red")
@@ -72,7 +83,8 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     @splats.on_click
     @view.guarded
     def _(_event: Any) -> None:
-        target = session.run_folder / "ply" / f"{name.value.strip() or 'splats'}.ply"
+        folder = session.run_folder / "splats"
+        target = folder / f"{name.value.strip() or 'splats'}{SPLATS[kind.value]}"
         session.submit(Export(ExportRequest(str(_free(target)))))
 
     @cancel.on_click
@@ -161,9 +173,12 @@ def _stem(kind: str, layout: str, shown: ViewState) -> str:
 
 def _free(target: Path) -> Path:
     """The name, or the same with a number, so that no earlier export is replaced."""
+    known = [end for end in SPLATS.values() if target.name.endswith(end)]
+    end = max(known, key=len, default=target.suffix)
     path, number = target, 2
     while path.exists():
-        path, number = target.with_stem(f"{target.stem}-{number}"), number + 1
+        path = target.with_name(f"{target.name.removesuffix(end)}-{number}{end}")
+        number += 1
     return path
 
 

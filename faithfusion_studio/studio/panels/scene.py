@@ -27,7 +27,9 @@ def add_scene_panel(gui: Any, session: Any, view: View) -> Callable[[SessionStat
     """Build the tab Scene in the current container; returns what shows a new session state."""
     facts = gui.add_html("")
     target = gui.add_text(
-        "Save as", "", hint="A .ckpt keeps everything; a .ply holds the splats only."
+        "Save as",
+        "",
+        hint="A .ckpt keeps everything; .ply, .spz, .sog, .splat or .pt hold the splats only.",
     )
     save = gui.add_button("Save")
     why = gui.add_html("")
