@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from faithfusion_studio.transforms import quat_multiply, rotmat_to_quat
+from faithfusion_studio.transforms import quat_multiply, rotate_sh, rotmat_to_quat
 
 
 class Provenance(IntEnum):
@@ -80,10 +80,13 @@ class Gaussians:
         """Rows by integer index or by mask, in a new set."""
         return Gaussians(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def transformed(self, pose: Float[Tensor, "4 4"]) -> Gaussians:
+    def transformed(self, pose: Float[Tensor, "4 4"], *, turn_colors: bool = False) -> Gaussians:
         """The same Gaussians seen from the parent frame of `pose` (rigid, frame -> parent).
 
-        SH coefficients are kept as they are (not rotated), as all public driving models do.
+        Args:
+            pose: Frame -> parent.
+            turn_colors: Turn the higher SH coefficients too, as a real object's are. Without it they
+                stay in the parent's axes, as all public driving models have them.
         """
         pose = pose.to(self.means)
         rotation = rotmat_to_quat(pose[:3, :3])
@@ -91,6 +94,7 @@ class Gaussians:
             self,
             means=self.means @ pose[:3, :3].T + pose[:3, 3],
             quats=quat_multiply(rotation.expand_as(self.quats), self.quats),
+            shN=rotate_sh(self.shN, pose[:3, :3]) if turn_colors else self.shN,
         )
 
     def to(self, device: torch.device | str) -> Gaussians:

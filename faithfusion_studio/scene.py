@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,127 +19,15 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.gaussians import Gaussians, concatenate
-from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat, slerp
+from faithfusion_studio.nodes import RigidNode
+from faithfusion_studio.sky import Sky
 
 
 class SceneError(StudioError):
     """A scene or recorded frame that cannot be used as asked."""
 
 
-# ------------------------------------------------------------------------------------------ sky
-
-
-@runtime_checkable
-class Sky(Protocol):
-    """What is seen where no Gaussian stops the ray."""
-
-    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-        """Colour in [0, 1] (not clamped) for unit directions in world axes."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class ConstantSky:
-    """One colour in every direction."""
-
-    color: Float[Tensor, "3"]
-
-    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-        """The colour, broadcast."""
-        return self.color.to(directions).expand_as(directions)
-
-
-@dataclass(frozen=True, eq=False)
-class CubemapSky:
-    """A cube map of linear-interpolated texels; faces +x -x +y -y +z -z in world axes."""
-
-    texels: Float[Tensor, "6 R R 3"]
-    """Colours; rows follow the second, columns the first of the two other world axes, upwards."""
-
-    def radiance(self, directions: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-        """Bilinear lookup inside the face the direction leaves through."""
-        index, weights = cubemap_lookup(directions, self.texels.shape[1])
-        flat = self.texels.reshape(-1, 3)
-        return (flat[index] * weights[..., None].to(flat)).sum(-2)
-
-
-def cubemap_lookup(
-    directions: Float[Tensor, "*B 3"], resolution: int
-) -> tuple[Int[Tensor, "*B 4"], Float[Tensor, "*B 4"]]:
-    """The four texels (flat index into [6 R R]) and bilinear weights each direction reads."""
-    magnitude = directions.abs()
-    axis = magnitude.argmax(-1)
-    major = torch.gather(directions, -1, axis[..., None]).squeeze(-1)
-    face = axis * 2 + (major < 0)
-    first = torch.gather(directions, -1, ((axis + 1) % 3)[..., None]).squeeze(-1)
-    second = torch.gather(directions, -1, ((axis + 2) % 3)[..., None]).squeeze(-1)
-    scale = 0.5 * resolution / major.abs().clamp(min=1e-12)
-    u = (first * scale + 0.5 * resolution - 0.5).clamp(0, resolution - 1)
-    v = (second * scale + 0.5 * resolution - 0.5).clamp(0, resolution - 1)
-    u0 = u.floor().clamp(max=max(resolution - 2, 0))
-    v0 = v.floor().clamp(max=max(resolution - 2, 0))
-    fu, fv = u - u0, v - v0
-    step = 1 if resolution > 1 else 0
-    base = (face * resolution + v0.long()) * resolution + u0.long()
-    index = torch.stack(
-        [base, base + step, base + step * resolution, base + step * (resolution + 1)], dim=-1
-    )
-    weights = torch.stack([(1 - fu) * (1 - fv), fu * (1 - fv), (1 - fu) * fv, fu * fv], dim=-1)
-    return index, weights
-
-
-def pixel_directions(
-    camera: Camera, device: torch.device | str = "cpu"
-) -> Float32[Tensor, "H W 3"]:
-    """Unit viewing directions through all pixel centres, world axes."""
-    K = camera.K
-    x = torch.arange(camera.width, dtype=torch.float32, device=device)
-    y = torch.arange(camera.height, dtype=torch.float32, device=device)
-    x = (x + 0.5 - float(K[0, 2])) / float(K[0, 0])
-    y = (y + 0.5 - float(K[1, 2])) / float(K[1, 1])
-    rotation = camera.camtoworld[:3, :3].to(device, torch.float32)
-    rays = (
-        x[None, :, None] * rotation[:, 0]
-        + y[:, None, None] * rotation[:, 1]
-        + rotation[:, 2].expand(camera.height, camera.width, 3)
-    )
-    return torch.nn.functional.normalize(rays, dim=-1)
-
-
-# -------------------------------------------------------------------------------- moving objects
-
-
-@dataclass(frozen=True, eq=False)
-class RigidNode:
-    """A rigidly moving object: Gaussians in its own frame and a pose per time."""
-
-    name: str
-    gaussians: Gaussians
-    poses: Float64[Tensor, "T 4 4"]
-    """Node frame (x forward, y left, z up, origin at the box centre) -> world."""
-    timestamps: Float64[Tensor, "T"]
-    """Seconds, ascending."""
-    visible: Bool[Tensor, "T"]
-    size: Float[Tensor, "3"]
-    """Length, width, height of the box, m."""
-    category: str = "vehicle"
-
-    def pose_at(self, time: float) -> Float64[Tensor, "4 4"] | None:
-        """Pose at a time (linear position, slerped rotation; ends are held), None while not visible."""
-        t = self.timestamps
-        nearest = int((t - time).abs().argmin())
-        if not bool(self.visible[nearest]):
-            return None
-        high = int(torch.searchsorted(t, torch.tensor(time, dtype=t.dtype)))
-        if high <= 0 or high >= len(t):
-            return self.poses[nearest]
-        low = high - 1
-        fraction = (time - t[low]) / (t[high] - t[low])
-        quats = rotmat_to_quat(self.poses[[low, high], :3, :3])
-        pose = self.poses[low].clone()
-        pose[:3, :3] = quat_to_rotmat(slerp(quats[0], quats[1], fraction))
-        pose[:3, 3] = torch.lerp(self.poses[low, :3, 3], self.poses[high, :3, 3], fraction)
-        return pose
+# ------------------------------------------------------------------------------------ recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +41,6 @@ class BoxTrack:
     poses: Float64[Tensor, "T 4 4"]
     """Box -> world."""
     timestamps: Float64[Tensor, "T"]
-
-
-# ------------------------------------------------------------------------------------ recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,6 +220,9 @@ class Scene:
     fisher: StoredFisher | None = None
     exposures: Float32[Tensor, "T 3 4"] | None = None
     """Affine colour correction fitted per recorded frame; used on recorded views only."""
+    tone: Float32[Tensor, "3 4"] | None = None
+    """Affine colour correction of every view, which a checkpoint's mean appearance asks for; `exposures` come on
+    top of it. None leaves the colours."""
     paths: Mapping[str, Trajectory] = field(default_factory=dict)
     """Saved novel paths by name."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -375,7 +263,7 @@ class Scene:
         """The same scene drawn elsewhere; returns self where nothing has to move."""
         if self.device == torch.device(device):
             return self
-        nodes = (replace(n, gaussians=n.gaussians.to(device)) for n in self.nodes)
+        nodes = (node.to(device) for node in self.nodes)
         return replace(
             self,
             background=self.background.to(device),
@@ -383,6 +271,7 @@ class Scene:
             sky=_moved(self.sky, device),
             fisher=_moved(self.fisher, device),
             exposures=None if self.exposures is None else self.exposures.to(device),
+            tone=None if self.tone is None else self.tone.to(device),
         )
 
     def at(self, time: float) -> WorldGaussians:
@@ -392,12 +281,22 @@ class Scene:
         rows = [torch.arange(len(self.background), device=device)]
         start = len(self.background)
         for index, node in enumerate(self.nodes):
-            pose = node.pose_at(time)
+            placed = node.placed_at(time)
             count = len(node.gaussians)
-            if pose is not None:
-                parts.append(node.gaussians.transformed(pose))
+            if placed is not None:
+                parts.append(placed)
                 indices.append(torch.full((count,), index, dtype=torch.long, device=device))
                 rows.append(torch.arange(start, start + count, device=device))
             start += count
         all_rows = None if len(parts) == len(self.nodes) + 1 else torch.cat(rows)
         return WorldGaussians(concatenate(parts), torch.cat(indices), all_rows)
+
+
+def after_tone(
+    exposure: Float32[Tensor, "3 4"], tone: Float32[Tensor, "3 4"] | None
+) -> Float32[Tensor, "3 4"]:
+    """One affine correction that does what `tone` and then `exposure` do."""
+    if tone is None:
+        return exposure
+    product = exposure[:, :3] @ tone
+    return torch.cat([product[:, :3], product[:, 3:] + exposure[:, 3:]], dim=1)

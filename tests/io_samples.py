@@ -11,16 +11,9 @@ import torch
 from test_gaussians import random_gaussians
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
-from faithfusion_studio.scene import (
-    BoxTrack,
-    Capture,
-    CubemapSky,
-    PointCloud,
-    PosedImage,
-    RigidNode,
-    Scene,
-    StoredFisher,
-)
+from faithfusion_studio.nodes import RigidNode
+from faithfusion_studio.scene import BoxTrack, Capture, PointCloud, PosedImage, Scene, StoredFisher
+from faithfusion_studio.sky import CubemapSky
 from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat
 
 

@@ -12,7 +12,8 @@ from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.replay import repaired_views
 from faithfusion_studio.fusion.schedule import Progress
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.scene import Capture, PosedImage, RigidNode, Scene, StoredFisher
+from faithfusion_studio.nodes import RigidNode
+from faithfusion_studio.scene import Capture, PosedImage, Scene, StoredFisher
 from faithfusion_studio.session.engines import Engines, RepairEngine
 
 TIMEOUT = 20.0

@@ -24,12 +24,24 @@ FLOORS = {
     "io": 2,
     "render": 2,
     "scene": 1,
+    "nodes": 1,
+    "motion": 1,
+    "sky": 1,
     "gaussians": 1,
     "cameras": 1,
     "transforms": 0,
     "errors": 0,
 }
-SAME_FLOOR = {("scene", "gaussians"), ("scene", "cameras")}
+SAME_FLOOR = {
+    ("scene", "nodes"),
+    ("scene", "sky"),
+    ("scene", "gaussians"),
+    ("scene", "cameras"),
+    ("nodes", "motion"),
+    ("nodes", "gaussians"),
+    ("motion", "gaussians"),
+    ("sky", "cameras"),
+}
 """Arrows between neighbours; every other arrow must go down."""
 
 HEAVY = ["viser", "nerfview", "diffusers", "gsplat", "triton", "trimesh", "ray"]

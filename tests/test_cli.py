@@ -23,7 +23,8 @@ from faithfusion_studio.cli.console import Interruption, ProgressLine, duration,
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.io import load_scene, save_scene, write_camera_path, write_cameras_json
 from faithfusion_studio.render.views import render_view, to_uint8
-from faithfusion_studio.scene import Capture, ConstantSky, PointCloud, PosedImage, Scene
+from faithfusion_studio.scene import Capture, PointCloud, PosedImage, Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import SH_C0, look_at, rgb_to_sh0
 
 WIDTH, HEIGHT, FRAMES = 48, 32, 6

@@ -20,9 +20,11 @@ from faithfusion_studio.information import (
     recorded_fisher,
     split_regions,
 )
+from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render.views import ViewOptions, rasterize_view, render_view
 from faithfusion_studio.repair import create_repairer
-from faithfusion_studio.scene import CubemapSky, RigidNode, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import CubemapSky
 from faithfusion_studio.studio.checks import check_frame
 from faithfusion_studio.studio.compose import Still, compose, with_message
 from faithfusion_studio.studio.layers import HISTOGRAM_BINS, ViewLayers

@@ -7,17 +7,9 @@ import torch
 from test_gaussians import random_gaussians
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
-from faithfusion_studio.scene import (
-    Capture,
-    ConstantSky,
-    CubemapSky,
-    PosedImage,
-    RigidNode,
-    Scene,
-    SceneError,
-    cubemap_lookup,
-    pixel_directions,
-)
+from faithfusion_studio.nodes import RigidNode
+from faithfusion_studio.scene import Capture, PosedImage, Scene, SceneError
+from faithfusion_studio.sky import ConstantSky, CubemapSky, cubemap_lookup, pixel_directions
 from faithfusion_studio.transforms import look_at, quat_to_rotmat, translation
 
 

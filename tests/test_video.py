@@ -11,7 +11,8 @@ from test_gaussians import random_gaussians
 from faithfusion_studio import video
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.metrics import psnr
-from faithfusion_studio.scene import ConstantSky, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import look_at
 from faithfusion_studio.video import VideoError, VideoOptions, export_video
 

@@ -21,7 +21,8 @@ from faithfusion_studio.fusion.schedule import ReconstructionConfig
 from faithfusion_studio.io import load_capture, load_scene
 from faithfusion_studio.metrics import psnr
 from faithfusion_studio.render.views import render_view
-from faithfusion_studio.scene import Capture, ConstantSky, Scene, Sky
+from faithfusion_studio.scene import Capture, Scene
+from faithfusion_studio.sky import ConstantSky, Sky
 
 PROTOCOL = (
     "one after the other, on the same frames at the same scale without the held-out ones, from as many "

@@ -11,7 +11,8 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians, Provenance
 from faithfusion_studio.render.views import render_view
-from faithfusion_studio.scene import Capture, ConstantSky, PosedImage, Scene, pixel_directions
+from faithfusion_studio.scene import Capture, PosedImage, Scene
+from faithfusion_studio.sky import ConstantSky, pixel_directions
 from faithfusion_studio.transforms import look_at, rgb_to_sh0
 
 SHARES = {"ground": 0.3, "facades": 0.35, "boxes": 0.1, "clutter": 0.15, "dome": 0.1}

@@ -20,7 +20,8 @@ from faithfusion_studio.information import FisherAccumulator, FisherPrior, eig_m
 from faithfusion_studio.information.eig import void_variance
 from faithfusion_studio.render.chain import unpack
 from faithfusion_studio.render.views import rasterize_view
-from faithfusion_studio.scene import ConstantSky, Scene, StoredFisher
+from faithfusion_studio.scene import Scene, StoredFisher
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import look_at
 
 WIDTH, HEIGHT = 12, 8

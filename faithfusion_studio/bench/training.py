@@ -19,7 +19,8 @@ from faithfusion_studio.fusion.losses import TrainingView
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.render.cpu import thread_limit
 from faithfusion_studio.render.views import render_view
-from faithfusion_studio.scene import CubemapSky, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import CubemapSky
 
 VIEWS = 6
 """Training views, 3 m apart."""

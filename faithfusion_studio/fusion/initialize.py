@@ -19,7 +19,8 @@ from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.losses import SparseDepth
 from faithfusion_studio.gaussians import Gaussians, Provenance
-from faithfusion_studio.scene import Capture, CubemapSky, pixel_directions
+from faithfusion_studio.scene import Capture
+from faithfusion_studio.sky import CubemapSky, pixel_directions
 from faithfusion_studio.transforms import rgb_to_sh0
 
 

@@ -21,7 +21,8 @@ from faithfusion_studio.gaussians import Gaussians, concatenate
 from faithfusion_studio.render.images import cubemap_image
 from faithfusion_studio.render.learning import AdamKind, adam_step, corrected_eps, reached_rows
 from faithfusion_studio.render.views import sky_image
-from faithfusion_studio.scene import CubemapSky, Scene, pixel_directions
+from faithfusion_studio.scene import Scene, after_tone
+from faithfusion_studio.sky import CubemapSky, pixel_directions
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta
@@ -60,7 +61,7 @@ class Learner:
         self._exposures: torch.nn.Parameter | None = None
         if learn_sky and isinstance(scene.sky, CubemapSky):
             self._sky = _LearnedSky(scene.sky.texels, rates.sky)
-        if learn_sky and scene.exposures is not None:
+        if learn_sky and scene.exposures is not None and scene.tone is None:
             self._exposures = torch.nn.Parameter(scene.exposures.detach().clone())
             self._exposure_optimizer = torch.optim.Adam(
                 [self._exposures], lr=rates.exposure, eps=1e-15
@@ -166,8 +167,8 @@ class Learner:
         )
 
     def _placed_nodes(self, time: float) -> Gaussians | None:
-        poses = [(node, node.pose_at(time)) for node in self._scene.nodes]
-        parts = [node.gaussians.transformed(pose) for node, pose in poses if pose is not None]
+        placed = (node.placed_at(time) for node in self._scene.nodes)
+        parts = [part for part in placed if part is not None]
         degree = self.parameters.sh_degree
         return concatenate(parts).with_sh_degree(degree) if parts else None
 
@@ -185,13 +186,14 @@ class Learner:
         return CubemapSky(texels).radiance(pixel_directions(camera, device))
 
     def _exposure(self, view: TrainingView) -> Float32[Tensor, "3 4"] | None:
-        """The frame's correction, to differentiate by where it is learned."""
+        """The frame's correction after the scene's tone, to differentiate by where it is learned."""
+        tone = self._scene.tone
         if view.exposure_index < 0:
-            return None
+            return tone
         if self._exposures is not None:
             return self._exposures[view.exposure_index].detach().clone().requires_grad_()
         given = self._scene.exposures
-        return None if given is None else given[view.exposure_index]
+        return tone if given is None else after_tone(given[view.exposure_index], tone)
 
     @torch.no_grad()
     def _move_exposure(self, index: int, gradient: Float32[Tensor, "3 4"]) -> None:

@@ -30,12 +30,8 @@ from faithfusion_studio.render.images import nats_image
 from faithfusion_studio.render.one_view import posterior_gain
 from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import RasterizedView, ViewOptions, rasterize_view
-from faithfusion_studio.scene import (
-    Scene,
-    StoredFisher,
-    cubemap_lookup,
-    pixel_directions,
-)
+from faithfusion_studio.scene import Scene, StoredFisher
+from faithfusion_studio.sky import cubemap_lookup, pixel_directions
 
 EigForm = Literal["block", "trace", "diagonal", "released"]
 COVERED = 0.1

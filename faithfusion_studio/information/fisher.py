@@ -29,14 +29,8 @@ from faithfusion_studio.render.views import (
     rasterize_view,
     render_features,
 )
-from faithfusion_studio.scene import (
-    CubemapSky,
-    PosedImage,
-    Scene,
-    StoredFisher,
-    cubemap_lookup,
-    pixel_directions,
-)
+from faithfusion_studio.scene import PosedImage, Scene, StoredFisher
+from faithfusion_studio.sky import CubemapSky, cubemap_lookup, pixel_directions
 
 MAX_WIDTH = 640
 """Recorded views are read at this width or their own, whichever is smaller, pixels."""

@@ -273,10 +273,7 @@ def _without_broken(scene: Scene, path: Path) -> Scene:
     return replace(
         scene,
         background=parts[0].select(masks[0]),
-        nodes=tuple(
-            replace(node, gaussians=node.gaussians.select(mask))
-            for node, mask in zip(scene.nodes, masks[1:], strict=True)
-        ),
+        nodes=tuple(node.select(mask) for node, mask in zip(scene.nodes, masks[1:], strict=True)),
         fisher=fisher,
         metadata={**scene.metadata, "notes": notes},
     )

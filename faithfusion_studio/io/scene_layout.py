@@ -2,32 +2,28 @@
 
 Tensors: `background/*`, `nodes/<i>/*`, `sky/*`, `trajectory/*`, `paths/<i>/*`,
 `frames/<i>/{image,dynamic_mask}` (encoded bytes), `points/*`, `lidar/<i>/points`, `boxes/<i>/*`,
-`lanes/<i>/points`, `exposures`, `fisher/*`. Any other tensor is kept as it is.
+`lanes/<i>/points`, `exposures`, `tone`, `fisher/*`. Any other tensor is kept as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera, Trajectory
-from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.io.fisher_packing import put_fisher, take_fisher
-from faithfusion_studio.io.tensor_table import FLOATS, LayoutError, TensorTable, json_value
-from faithfusion_studio.scene import (
-    BoxTrack,
-    Capture,
-    ConstantSky,
-    CubemapSky,
-    PointCloud,
-    PosedImage,
-    RigidNode,
-    Scene,
-    Sky,
+from faithfusion_studio.io.node_layout import (
+    gaussian_tensors,
+    put_node,
+    put_sky,
+    take_gaussians,
+    take_node,
+    take_sky,
 )
+from faithfusion_studio.io.tensor_table import FLOATS, LayoutError, TensorTable, json_value
+from faithfusion_studio.scene import BoxTrack, Capture, PointCloud, PosedImage, Scene
 
 
 def scene_to_tensors(scene: Scene) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,15 +33,11 @@ def scene_to_tensors(scene: Scene) -> tuple[dict[str, Tensor], dict[str, Any]]:
         LayoutError: The sky is of a kind the file does not know.
     """
     tensors: dict[str, Tensor] = dict(scene.extra_tensors)
-    tensors |= _gaussian_tensors("background", scene.background)
-    for i, node in enumerate(scene.nodes):
-        tensors |= _gaussian_tensors(f"nodes/{i}", node.gaussians)
-        for key in ("poses", "timestamps", "visible", "size"):
-            tensors[f"nodes/{i}/{key}"] = getattr(node, key)
+    tensors |= gaussian_tensors("background", scene.background)
     description: dict[str, Any] = {
         "generator": "FaithFusion Studio",
-        "nodes": [{"name": n.name, "category": n.category} for n in scene.nodes],
-        "sky": _put_sky(tensors, scene.sky),
+        "nodes": [put_node(tensors, f"nodes/{i}", node) for i, node in enumerate(scene.nodes)],
+        "sky": put_sky(tensors, scene.sky),
         "capture": None if scene.capture is None else _put_capture(tensors, scene.capture),
         "fisher": None if scene.fisher is None else put_fisher(tensors, scene.fisher),
         "paths": [
@@ -54,8 +46,9 @@ def scene_to_tensors(scene: Scene) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ],
         "metadata": dict(scene.metadata),
     }
-    if scene.exposures is not None:
-        tensors["exposures"] = scene.exposures
+    for name in ("exposures", "tone"):
+        if getattr(scene, name) is not None:
+            tensors[name] = getattr(scene, name)
     return tensors, description
 
 
@@ -66,23 +59,12 @@ def scene_from_tensors(tensors: dict[str, Tensor], description: dict[str, Any]) 
         LayoutError: Something is missing or has another shape or kind.
     """
     source = TensorTable(tensors)
-    background = _take_gaussians(source, "background")
-    nodes = []
-    for i, entry in enumerate(json_value(description, "nodes", list)):
-        gaussians = _take_gaussians(source, f"nodes/{i}")
-        poses = source.take(f"nodes/{i}/poses", (None, 4, 4), (torch.float64,))
-        nodes.append(
-            RigidNode(
-                name=json_value(entry, "name", str),
-                gaussians=gaussians,
-                poses=poses,
-                timestamps=source.take(f"nodes/{i}/timestamps", (len(poses),), (torch.float64,)),
-                visible=source.take(f"nodes/{i}/visible", (len(poses),), (torch.bool,)),
-                size=source.take(f"nodes/{i}/size", (3,), FLOATS),
-                category=json_value(entry, "category", str),
-            )
-        )
-    sky = _take_sky(source, description.get("sky"))
+    background = take_gaussians(source, "background")
+    nodes = tuple(
+        take_node(source, f"nodes/{i}", entry)
+        for i, entry in enumerate(json_value(description, "nodes", list))
+    )
+    sky = take_sky(source, description.get("sky"))
     capture = _take_capture(source, description.get("capture"))
     fisher = take_fisher(source, description.get("fisher"))
     paths = {
@@ -92,13 +74,17 @@ def scene_from_tensors(tensors: dict[str, Tensor], description: dict[str, Any]) 
     exposures = None
     if "exposures" in source.left:
         exposures = source.take("exposures", (None, 3, 4), (torch.float32,))
+    tone = None
+    if "tone" in source.left:
+        tone = source.take("tone", (3, 4), (torch.float32,))
     return Scene(
         background=background,
-        nodes=tuple(nodes),
+        nodes=nodes,
         sky=sky,
         capture=capture,
         fisher=fisher,
         exposures=exposures,
+        tone=tone,
         paths=paths,
         metadata=json_value(description, "metadata", dict),
         extra_tensors=source.left,
@@ -106,53 +92,6 @@ def scene_from_tensors(tensors: dict[str, Tensor], description: dict[str, Any]) 
 
 
 # -------------------------------------------------------------------------------- parts of a scene
-
-
-def _gaussian_tensors(prefix: str, gaussians: Gaussians) -> dict[str, Tensor]:
-    return {f"{prefix}/{f.name}": getattr(gaussians, f.name) for f in fields(Gaussians)}
-
-
-def _take_gaussians(source: TensorTable, prefix: str) -> Gaussians:
-    means = source.take(f"{prefix}/means", (None, 3), FLOATS)
-    n = len(means)
-    shN = source.take(f"{prefix}/shN", (n, None, 3), FLOATS)
-    if shN.shape[1] not in (0, 3, 8, 15):
-        raise LayoutError(f"{prefix}/shN has {shN.shape[1]} coefficients, not 0, 3, 8 or 15")
-    return Gaussians(
-        means=means,
-        log_scales=source.take(f"{prefix}/log_scales", (n, 3), FLOATS),
-        quats=source.take(f"{prefix}/quats", (n, 4), FLOATS),
-        logit_opacities=source.take(f"{prefix}/logit_opacities", (n,), FLOATS),
-        sh0=source.take(f"{prefix}/sh0", (n, 1, 3), FLOATS),
-        shN=shN,
-        provenance=source.take(f"{prefix}/provenance", (n,), (torch.uint8,)),
-    )
-
-
-def _put_sky(tensors: dict[str, Tensor], sky: Sky | None) -> dict[str, str] | None:
-    if sky is None:
-        return None
-    if isinstance(sky, ConstantSky):
-        tensors["sky/color"] = sky.color
-        return {"kind": "constant"}
-    if isinstance(sky, CubemapSky):
-        tensors["sky/texels"] = sky.texels
-        return {"kind": "cubemap"}
-    raise LayoutError(f"the sky is a {type(sky).__name__}; expected ConstantSky or CubemapSky")
-
-
-def _take_sky(source: TensorTable, entry: Any) -> Sky | None:
-    if entry is None:
-        return None
-    kind = json_value(entry, "kind", str)
-    if kind == "constant":
-        return ConstantSky(source.take("sky/color", (3,), FLOATS))
-    if kind == "cubemap":
-        texels = source.take("sky/texels", (6, None, None, 3), FLOATS)
-        if texels.shape[1] != texels.shape[2] or texels.shape[1] == 0:
-            raise LayoutError(f"sky/texels has faces of shape {tuple(texels.shape[1:3])}")
-        return CubemapSky(texels)
-    raise LayoutError(f"the sky is of the unknown kind {kind[:40]!r}")
 
 
 def _put_trajectory(

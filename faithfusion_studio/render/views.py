@@ -14,13 +14,8 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Provenance
-from faithfusion_studio.scene import (
-    ConstantSky,
-    CubemapSky,
-    Scene,
-    WorldGaussians,
-    pixel_directions,
-)
+from faithfusion_studio.scene import Scene, WorldGaussians
+from faithfusion_studio.sky import ConstantSky, CubemapSky, pixel_directions
 
 if TYPE_CHECKING:
     from faithfusion_studio.render.rasterization import RasterizationMeta, RenderMode
@@ -132,6 +127,7 @@ def rasterize_view(
         sky_image(scene, camera, device) if options.sky else torch.zeros_like(colors[0, :, :, :3])
     )
     rgb = torch.addcmul(colors[0, :, :, :3], 1 - alphas[0], background)
+    rgb = apply_exposure(rgb, scene.tone)
 
     def depth() -> Tensor:
         return colors[0, :, :, 3] if options.depth else rasterized("ED")[0][0, :, :, 0]
@@ -219,7 +215,7 @@ def render_features(
 def apply_exposure(
     rgb: Float32[Tensor, "H W 3"], exposure: Float32[Tensor, "3 4"] | None
 ) -> Float32[Tensor, "H W 3"]:
-    """Affine colour correction of a recorded frame: A rgb + b; None leaves the colours."""
+    """Affine colour correction, A rgb + b; None leaves the colours."""
     if exposure is None:
         return rgb
     return rgb @ exposure[:, :3].T + exposure[:, 3]

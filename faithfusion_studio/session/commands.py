@@ -16,7 +16,9 @@ from torch import Tensor
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.scene import ConstantSky, RigidNode, Scene, StoredFisher
+from faithfusion_studio.nodes import RigidNode
+from faithfusion_studio.scene import Scene, StoredFisher
+from faithfusion_studio.sky import ConstantSky
 
 
 class CommandError(StudioError):

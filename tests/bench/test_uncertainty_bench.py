@@ -30,7 +30,7 @@ from faithfusion_studio.bench.uncertainty.truth import recorded_scene  # noqa: E
 from faithfusion_studio.information.fisher import recorded_fisher  # noqa: E402
 from faithfusion_studio.information.prior import FisherPrior  # noqa: E402
 from faithfusion_studio.render.views import rasterize_view  # noqa: E402
-from faithfusion_studio.scene import ConstantSky  # noqa: E402
+from faithfusion_studio.sky import ConstantSky  # noqa: E402
 from faithfusion_studio.transforms import SH_C0  # noqa: E402
 
 COUNT = 60

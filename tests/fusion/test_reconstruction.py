@@ -20,7 +20,8 @@ from faithfusion_studio.fusion.reconstruction import Reconstruction
 from faithfusion_studio.fusion.schedule import ReconstructionConfig
 from faithfusion_studio.io import load_scene, save_scene
 from faithfusion_studio.render.cpu import deterministic, thread_limit
-from faithfusion_studio.scene import CubemapSky, PointCloud
+from faithfusion_studio.scene import PointCloud
+from faithfusion_studio.sky import CubemapSky
 
 SMALL = ReconstructionConfig(
     steps=120, scale=1.0, holdout_every=6, max_gaussians=2500, sky_resolution=8

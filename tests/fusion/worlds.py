@@ -8,7 +8,8 @@ import torch
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.render.views import render_view, to_uint8
-from faithfusion_studio.scene import Capture, ConstantSky, PointCloud, PosedImage, Scene
+from faithfusion_studio.scene import Capture, PointCloud, PosedImage, Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import rgb_to_sh0
 
 WIDTH, HEIGHT = 80, 48

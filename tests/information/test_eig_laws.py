@@ -15,8 +15,10 @@ from faithfusion_studio.information import (
     eig_map,
 )
 from faithfusion_studio.information.eig import half_log_det
+from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render.views import rasterize_view
-from faithfusion_studio.scene import ConstantSky, RigidNode, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import quat_to_rotmat, rgb_to_sh0
 from scenes import camera_at, random_gaussians, recorded_cameras, tiny_scene
 

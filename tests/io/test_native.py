@@ -15,7 +15,8 @@ from faithfusion_studio.cameras import Trajectory, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.io import native
 from faithfusion_studio.io.native import METADATA_KEY, NativeFileError, read_native, write_native
-from faithfusion_studio.scene import ConstantSky, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import ConstantSky
 
 
 def assert_same_gaussians(a: Gaussians, b: Gaussians) -> None:

@@ -10,7 +10,7 @@ from faithfusion_studio.fusion.losses import SparseDepth, TrainingView, ssim_map
 from faithfusion_studio.fusion.schedule import LossWeights
 from faithfusion_studio.render.cpu import thread_limit
 from faithfusion_studio.render.images import cubemap_image, weighted_image_loss
-from faithfusion_studio.scene import CubemapSky, pixel_directions
+from faithfusion_studio.sky import CubemapSky, pixel_directions
 from faithfusion_studio.transforms import look_at
 
 

@@ -3,8 +3,10 @@ import torch
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Gaussians, Provenance
+from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render import views
-from faithfusion_studio.scene import ConstantSky, RigidNode, Scene
+from faithfusion_studio.scene import Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import look_at, rgb_to_sh0
 
 RED, BLUE = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.2, 0.3, 0.9])

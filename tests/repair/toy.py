@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.scene import pixel_directions
+from faithfusion_studio.sky import pixel_directions
 
 BOXES = torch.tensor(
     [

@@ -11,9 +11,10 @@ import torch
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.scene import Capture, ConstantSky, PosedImage, Scene
+from faithfusion_studio.scene import Capture, PosedImage, Scene
 from faithfusion_studio.session import commands as c
 from faithfusion_studio.session.session import Session
+from faithfusion_studio.sky import ConstantSky
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 5
 

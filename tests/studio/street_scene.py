@@ -9,7 +9,8 @@ import torch
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.scene import Capture, ConstantSky, PosedImage, Scene
+from faithfusion_studio.scene import Capture, PosedImage, Scene
+from faithfusion_studio.sky import ConstantSky
 from faithfusion_studio.transforms import rgb_to_sh0
 
 WIDTH, HEIGHT = 96, 54
