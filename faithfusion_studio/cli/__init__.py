@@ -27,6 +27,7 @@ HOMES = {
     "reconstruct": "learn",
     "info": "look",
     "eig": "look",
+    "engines": "engines",
     "repair": "learn",
     "fuse": "fusing",
     "render": "look",
@@ -116,6 +117,8 @@ def _run(arguments: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     name = next(name for name, kind in COMMANDS.items() if kind is type(command))
+    if getattr(command, "weights", None) is not None:
+        import_module(f"{__name__}.engines").use_weights(command.weights)
     home = import_module(f"{__name__}.{HOMES[name]}")
     result = getattr(home, name.replace("-", "_"))(command)
     if not command.json:

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from faithfusion_studio.bench.figures import describe_keys
 from faithfusion_studio.fusion.presets import describe_presets
 
-Engine = Literal["reprojection", "refiner"]
+Engine = Literal["reprojection", "refiner", "difix"]
 Form = Literal["block", "trace", "diagonal", "released"]
 
 
@@ -35,7 +35,15 @@ class DeviceCommand(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class View(DeviceCommand):
+class RepairingCommand(DeviceCommand):
+    """What commands that may repair share."""
+
+    weights: Path | None = None
+    """Folder with the weights of engines that are not ours; see `ff-studio engines`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(RepairingCommand):
     """Open the studio in a browser; the default command: `ff-studio PATH`."""
 
     path: Positional[Path]
@@ -109,7 +117,7 @@ class Eig(AlongPath):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(DeviceCommand):
+class Repair(RepairingCommand):
     """Repair a segment seen from beside the path; writes rendered, repaired, mask, confidence PNGs."""
 
     scene: Positional[Path]
@@ -124,7 +132,21 @@ class Repair(DeviceCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuse(DeviceCommand):
+class Engines(Command):
+    """List the repair engines: what each needs, what is here, its licence, and what 40 frames cost; nothing is fetched."""
+
+    weights: Path | None = None
+    """Folder with the weights of engines that are not ours."""
+    remember: bool = False
+    """Keep --weights in the settings, so that every command looks there."""
+    accept: str | None = None
+    """Accept the licence of this engine's weights, once for this person on this machine."""
+    hash: bool = False
+    """Also compute the SHA-256 of every file; slow for large ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse(RepairingCommand):
     """Repair and distil into the splats, stage by stage; the first Ctrl+C saves what there is, to go on with --resume."""
 
     scene: Positional[Path]
@@ -309,6 +331,7 @@ COMMANDS: dict[str, type[Command]] = {
     "reconstruct": Reconstruct,
     "info": Info,
     "eig": Eig,
+    "engines": Engines,
     "repair": Repair,
     "fuse": Fuse,
     "render": Render,

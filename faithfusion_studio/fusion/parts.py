@@ -15,6 +15,7 @@ from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.replay import RepairedView
 from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Stage, Weighting
 from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.repair.base import RepairStep
 from faithfusion_studio.scene import Scene, StoredFisher
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class TrainerLike(Protocol):
         ...
 
 
-def repair(scene: Scene, stage: Stage) -> Iterator[RepairedFrame]:
-    """Repaired frames of a stage, one per item."""
-    from faithfusion_studio.fusion.repairing import repair_stage
+def repair(scene: Scene, stage: Stage) -> Iterator[RepairedFrame | RepairStep]:
+    """Repaired frames of a stage, one per item, and the steps of a slow engine between them."""
+    from faithfusion_studio.fusion.repairing import repair_stage_steps
     from faithfusion_studio.repair import create_repairer
 
-    return repair_stage(scene, stage, create_repairer(stage.engine))
+    return repair_stage_steps(scene, stage, create_repairer(stage.engine))
 
 
 def start_trainer(
@@ -123,7 +124,7 @@ def add_evidence(
 class FusionParts:
     """What `progressive.Progression` calls."""
 
-    repair: Callable[[Scene, Stage], Iterator[RepairedFrame]] = repair
+    repair: Callable[[Scene, Stage], Iterator[RepairedFrame | RepairStep]] = repair
     start_trainer: Callable[..., TrainerLike] = start_trainer
     follow_rows: Callable[[StoredFisher, TopologyChange | None, Scene], StoredFisher] = follow_rows
     add_evidence: Callable[..., StoredFisher] = add_evidence

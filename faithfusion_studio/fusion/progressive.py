@@ -18,6 +18,7 @@ from faithfusion_studio.fusion.replay import RepairedView
 from faithfusion_studio.fusion.schedule import FusionConfig, Progress, Stage
 from faithfusion_studio.fusion.trainer import Moments, TrainerCheckpoint
 from faithfusion_studio.gaussians import TopologyChange
+from faithfusion_studio.repair.base import RepairStep
 from faithfusion_studio.scene import Scene, StoredFisher
 
 Phase = Literal["repair", "learn", "evidence", "stage done"]
@@ -151,7 +152,8 @@ class Progression:
             return frames
         start, stop = stage.segment
         for frame in self.parts.repair(self.scene, stage):
-            frames = (*frames, frame)
+            if not isinstance(frame, RepairStep):
+                frames = (*frames, frame)
             yield FusionEvent("repair", index, stage, len(frames), stop - start, frames)
             if self._stopped:
                 break

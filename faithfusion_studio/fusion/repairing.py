@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,13 @@ from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.scene import Scene
 
 if TYPE_CHECKING:
-    from faithfusion_studio.repair.base import Reference, RepairBatch, Repairer
+    from faithfusion_studio.repair.base import (
+        Reference,
+        RepairBatch,
+        Repairer,
+        RepairerInfo,
+        RepairStep,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +72,8 @@ def repair_stage(
 ) -> Iterator[RepairedFrame]:
     """Repair every frame of a stage; stop iterating to cancel.
 
-    Views and EIG are computed where the scene is; repairers and their frames stay on the CPU.
+    Views and EIG are computed where the scene is; frames stay on the CPU. An engine that asks for GPU
+    memory runs on a GPU where there is one, the others on the CPU.
 
     Args:
         scene: Needs a recording and stored evidence.
@@ -77,9 +84,20 @@ def repair_stage(
     Raises:
         TrajectoryError: The segment is outside the drive.
         MissingFisherError: The scene has no evidence to compute EIG from.
+        RepairError: The engine would take hopelessly long here.
     """
+    for item in repair_stage_steps(scene, stage, repairer, size=size):
+        if isinstance(item, RepairedFrame):
+            yield item
+
+
+def repair_stage_steps(
+    scene: Scene, stage: Stage, repairer: Repairer, *, size: tuple[int, int] | None = None
+) -> Iterator[RepairedFrame | RepairStep]:
+    """`repair_stage` that also tells where a slow engine stands between two frames."""
     cameras = stage_cameras(scene, stage)
-    yield from repair_cameras(scene, stage, repairer, cameras, range(*stage.segment), size=size)
+    frames = range(*stage.segment)
+    yield from _repair_in_windows(scene, stage, repairer, cameras, frames, size)
 
 
 def stage_cameras(scene: Scene, stage: Stage) -> tuple[Camera, ...]:
@@ -112,12 +130,36 @@ def repair_cameras(
         frames: The recorded frame each belongs to.
         size: Width and height to work at; None takes the resolution the scene was trained at.
     """
-    window = len(cameras) if repairer.info.video else 1
+    for item in _repair_in_windows(scene, stage, repairer, cameras, frames, size):
+        if isinstance(item, RepairedFrame):
+            yield item
+
+
+def _repair_in_windows(
+    scene: Scene,
+    stage: Stage,
+    repairer: Repairer,
+    cameras: Sequence[Camera],
+    frames: Sequence[int],
+    size: tuple[int, int] | None,
+) -> Iterator[RepairedFrame | RepairStep]:
+    """As many views at once as the engine wants to see together."""
+    from faithfusion_studio.repair.limits import refuse_hopeless
+
+    info = repairer.info
+    window = (info.window or len(cameras)) if info.video else 1
     references = RecordedReferences(scene, size)
+    first = _sized(cameras[0], scene, size)
+    refuse_hopeless(repairer, len(cameras), first.height, first.width, engine_device(info))
     for start in range(0, len(cameras), window):
         chosen = slice(start, start + window)
         sized = [_sized(camera, scene, size) for camera in cameras[chosen]]
         yield from _repair_window(scene, stage, repairer, sized, frames[chosen], references)
+
+
+def engine_device(info: RepairerInfo) -> str:
+    """Where an engine runs: on a GPU where it asks for one and one is there, else on the CPU."""
+    return "cuda" if info.minimum_vram_gib and torch.cuda.is_available() else "cpu"
 
 
 def _sized(camera: Camera, scene: Scene, size: tuple[int, int] | None) -> Camera:
@@ -148,8 +190,19 @@ class RecordedReferences:
             del self._cache[index]
         return tuple(self._cache[index] for index in wanted)
 
+    def picture(self, index: int, width: int, height: int) -> Float32[Tensor, "height width 3"]:
+        """A recorded image in the scene's own colours."""
+        from faithfusion_studio.render.views import apply_exposure
+
+        assert self._scene.capture is not None
+        image = self._scene.capture.frames[index].image((width, height))
+        if self._scene.exposures is None:
+            return image
+        inverse = _inverse_exposure(self._scene.exposures[index].cpu())
+        return apply_exposure(image, inverse).clamp(0, 1)
+
     def _load(self, index: int) -> Reference:
-        from faithfusion_studio.render.views import apply_exposure, render_view
+        from faithfusion_studio.render.views import render_view
         from faithfusion_studio.repair import Reference, anchor_depth
 
         capture = self._scene.capture
@@ -162,13 +215,9 @@ class RecordedReferences:
             depth = anchor_depth(depth, camera, capture.points.xyz)
         # Colours are looked up up to twice as finely as the repair, which keeps it sharp.
         finest = min(1.0, 2 * camera.width / frame.camera.width)
-        image = frame.image(
-            (round(frame.camera.width * finest), round(frame.camera.height * finest))
+        image = self.picture(
+            index, round(frame.camera.width * finest), round(frame.camera.height * finest)
         )
-        if self._scene.exposures is not None:
-            image = apply_exposure(
-                image, _inverse_exposure(self._scene.exposures[index].cpu())
-            ).clamp(0, 1)
         mask = frame.mask((camera.width, camera.height))
         return Reference(
             image=image, depth=depth, alpha=view.alpha.cpu(), camera=camera, dynamic_mask=mask
@@ -186,6 +235,8 @@ def render_batch(
     cameras: Sequence[Camera],
     references: RecordedReferences,
     eig_threshold: float = 0.4,
+    *,
+    released_eig: bool = False,
 ) -> RepairBatch:
     """Everything a repair engine is given about some views, on the CPU.
 
@@ -194,6 +245,7 @@ def render_batch(
         cameras: Novel views, all of one size.
         references: The scene's recorded frames.
         eig_threshold: tau on calibrated EIG.
+        released_eig: Also compute EIG by the released formula.
 
     Raises:
         MissingFisherError: The scene has no evidence to compute EIG from.
@@ -205,6 +257,10 @@ def render_batch(
     with torch.no_grad():
         views = [rasterize_view(scene, camera) for camera in cameras]
         maps = [eig_map(scene, c, view=v) for c, v in zip(cameras, views, strict=True)]
+        released = None
+        if released_eig:
+            found = [eig_map(scene, camera, form="released") for camera in cameras]
+            released = torch.stack([m.eig for m in found]).cpu()
         return RepairBatch(
             renders=torch.stack([view.rgb.clamp(0, 1) for view in views]).cpu(),
             alphas=torch.stack([view.alpha for view in views]).cpu(),
@@ -215,8 +271,20 @@ def render_batch(
             ucr=torch.stack([split_regions(m, eig_threshold).ucr for m in maps]).cpu(),
             cameras=tuple(cameras),
             references=references.around(cameras),
+            released_eig=released,
             eig_threshold=eig_threshold,
         )
+
+
+def _lead_in(recorded: Camera, target: Camera, count: int) -> list[Camera]:
+    """Views at the time of one frame that slide from its recorded pose to the pose of the novel view."""
+    start, stop = recorded.camtoworld[:3, 3], target.camtoworld[:3, 3]
+    views = []
+    for i in range(count):
+        pose = target.camtoworld.clone()
+        pose[:3, 3] = torch.lerp(start, stop, i / count)
+        views.append(target.moved(pose))
+    return views
 
 
 def _repair_window(
@@ -226,14 +294,30 @@ def _repair_window(
     cameras: Sequence[Camera],
     frames: Sequence[int],
     references: RecordedReferences,
-) -> Iterator[RepairedFrame]:
-    from faithfusion_studio.repair import repair_frames
+) -> Iterator[RepairedFrame | RepairStep]:
+    from faithfusion_studio.repair import RepairBudget, RepairStep, repair_steps
 
     # Below any calibrated EIG by more than the ramp of the gate, every pixel is open.
     threshold = stage.eig_threshold if stage.gated else UNGATED
-    batch = render_batch(scene, cameras, references, threshold)
-    repaired = repair_frames(repairer, batch)
-    for i, (frame, result) in enumerate(zip(frames, repaired, strict=True)):
+    info, (width, height) = repairer.info, (cameras[0].width, cameras[0].height)
+    released = info.released_eig
+    batch = render_batch(scene, cameras, references, threshold, released_eig=released)
+    lead_in = None
+    if info.lead_in:
+        ramp = _lead_in(scene.trajectory.cameras[frames[0]], cameras[0], info.lead_in)
+        lead_in = render_batch(scene, ramp, references, threshold, released_eig=released)
+    batch = replace(
+        batch,
+        lead_in=lead_in,
+        anchor=references.picture(frames[0], width, height) if info.video else None,
+        budget=RepairBudget(device=engine_device(info)),
+    )
+    i = 0
+    for result in repair_steps(repairer, batch):
+        if isinstance(result, RepairStep):
+            yield result
+            continue
+        frame = frames[i]
         depth = batch.depths[i]
         if result.depth is not None:
             depth = torch.where(result.depth > 0, result.depth, depth)
@@ -254,3 +338,4 @@ def _repair_window(
             accepted=result.rejected is None,
             notes=notes,
         )
+        i += 1

@@ -59,8 +59,21 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def file_hash(path: Path | str) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    """SHA-256 of a file, hexadecimal; read piece by piece, so that its size does not matter.
+
+    Raises:
+        WeightsError: It is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror}); give the path of the file."
+        ) from error
+    return digest.hexdigest()
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

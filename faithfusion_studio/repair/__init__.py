@@ -4,6 +4,7 @@ from typing import Any
 
 _HOMES = {
     "MissingWeightsError": "base",
+    "LicenceError": "model_store",
     "PixelProvenance": "base",
     "REPAIRERS": "base",
     "FrameRepair": "base",
@@ -14,10 +15,12 @@ _HOMES = {
     "RepairResult": "base",
     "Repairer": "base",
     "RepairerInfo": "base",
+    "RepairStep": "base",
     "WarpFeatures": "base",
     "create_repairer": "base",
     "repair_batch": "base",
     "repair_frames": "base",
+    "repair_steps": "base",
     "GateConfig": "gate",
     "anchor_depth": "depth_repair",
     "Refiner": "refiner_network",
@@ -31,6 +34,7 @@ _HOMES = {
 __all__ = [
     "FrameRepair",
     "GateConfig",
+    "LicenceError",
     "MissingWeightsError",
     "PixelProvenance",
     "REPAIRERS",
@@ -42,6 +46,7 @@ __all__ = [
     "RepairError",
     "RepairResult",
     "Repairer",
+    "RepairStep",
     "RepairerInfo",
     "ReprojectionConfig",
     "ReprojectionRepairer",
@@ -51,6 +56,7 @@ __all__ = [
     "load_refiner",
     "repair_batch",
     "repair_frames",
+    "repair_steps",
     "save_refiner",
     "select_references",
 ]

@@ -51,9 +51,15 @@ class RepairerInfo:
     references: bool = True
     video: bool = False
     """True where frames of a batch influence each other."""
+    window: int = 0
+    """Frames a batch should have at most, for video engines; 0 is the whole segment."""
+    lead_in: int = 0
+    """Views it wants before the first frame, sliding from the recorded pose to the path."""
     depth: bool = False
     minimum_vram_gib: float = 0.0
     """GPU memory needed; 0 where a CPU is enough."""
+    released_eig: bool = False
+    """True where the batch must carry EIG of the form "released", which public weights were trained on."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,10 @@ class RepairBatch:
     """Recorded frames around the segment; engines choose among them per frame."""
     anchor: Float32[Tensor, "H W 3"] | None = None
     """Recorded image that starts the clip, for video engines."""
+    released_eig: Float32[Tensor, "T H W"] | None = None
+    """EIG in nats by the released formula, for engines whose weights expect it."""
+    lead_in: RepairBatch | None = None
+    """Views that slide from the recorded pose to the first frame; not repaired themselves."""
     eig_threshold: float = 0.4
     seed: int = 0
     budget: RepairBudget = field(default_factory=RepairBudget)
@@ -147,6 +157,17 @@ class FrameRepair:
     """Time the engine spent on it."""
 
 
+@dataclass(frozen=True)
+class RepairStep:
+    """Where a long-running engine stands before its next frame; it can be stopped here."""
+
+    done: int
+    total: int
+    what: str
+    frames: int = 1
+    """How many frames come out of these steps together."""
+
+
 @dataclass(frozen=True, eq=False)
 class RepairResult:
     """All frames of a batch."""
@@ -173,8 +194,8 @@ class Repairer(Protocol):
         """Expected time for a batch, s."""
         ...
 
-    def repair(self, batch: RepairBatch) -> Iterator[FrameRepair]:
-        """The T frames in order; closing the iterator cancels."""
+    def repair(self, batch: RepairBatch) -> Iterator[FrameRepair | RepairStep]:
+        """The T frames in order, and steps between them; closing the iterator cancels."""
         ...
 
 
@@ -190,9 +211,16 @@ def _refiner() -> Repairer:
     return RefinerRepairer()
 
 
+def _difix() -> Repairer:
+    from faithfusion_studio.repair.difix import load_difix
+
+    return load_difix()
+
+
 REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "reprojection": _reprojection,
     "refiner": _refiner,
+    "difix": _difix,
 }
 """Engines by name; calling the value loads the engine."""
 
@@ -256,17 +284,35 @@ def repair_frames(
         RepairError: The batch is inconsistent, the engine would take longer than the budget, or
             its answer has wrong shapes, values or frame count.
     """
+    for item in repair_steps(repairer, batch, config):
+        if isinstance(item, FrameRepair):
+            yield item
+
+
+def repair_steps(
+    repairer: Repairer, batch: RepairBatch, config: GateConfig | None = None
+) -> Iterator[FrameRepair | RepairStep]:
+    """`repair_frames` that also tells where the engine stands between two frames.
+
+    Closing it at a step cancels the engine there.
+    """
+    from faithfusion_studio.repair.limits import check_limits
+
     _check_batch(batch)
-    _check_budget(repairer, batch)
+    check_limits(repairer, batch)
     config = config or GateConfig()
     frames = repairer.repair(batch)
-    count = 0
+    count, spent = 0, 0.0
     try:
         while True:
             begin = time.perf_counter()
             frame = next(frames, None)
             if frame is None:
                 break
+            if isinstance(frame, RepairStep):
+                spent += time.perf_counter() - begin
+                yield frame
+                continue
             if count == len(batch.cameras):
                 raise RepairError(
                     f"{repairer.info.title} returned more than the {count} frames it was given; "
@@ -275,7 +321,8 @@ def repair_frames(
             _check_frame(repairer, batch, frame, count)
             gated = _gate(batch, frame, count, config)
             count += 1
-            yield replace(gated, seconds=time.perf_counter() - begin)
+            yield replace(gated, seconds=spent + time.perf_counter() - begin)
+            spent = 0.0
     finally:
         close = getattr(frames, "close", None)
         if close is not None:
@@ -342,21 +389,6 @@ def _check_batch(batch: RepairBatch) -> None:
     for name in ("renders", "depths", "calibrated_eig"):
         if not bool(torch.isfinite(getattr(batch, name)).all()):
             raise RepairError(f"{name} contains NaN or infinity; check the scene's Gaussians.")
-
-
-def _check_budget(repairer: Repairer, batch: RepairBatch) -> None:
-    """Raise where the engine's estimate is over the budget."""
-    limit = batch.budget.seconds
-    if limit is None:
-        return
-    count, height, width = batch.renders.shape[:3]
-    needed = repairer.estimate_seconds(count, height, width, batch.budget.device)
-    if needed > limit:
-        raise RepairError(
-            f"{repairer.info.title} needs about {needed:.0f} s for {count} frames on "
-            f"{batch.budget.device}, more than the {limit:.0f} s allowed; choose fewer frames, "
-            "a smaller size or another engine."
-        )
 
 
 def _check_frame(repairer: Repairer, batch: RepairBatch, frame: FrameRepair, t: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.parts import FusionParts
-from faithfusion_studio.fusion.repairing import working_scale
+from faithfusion_studio.fusion.repairing import engine_device, working_scale
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.session.commands import ExportRequest
 from faithfusion_studio.video import VideoOptions
@@ -29,11 +29,16 @@ class RepairEngine:
     problem: str | None = None
     """Why it cannot be used here, one sentence; None when it can."""
 
+    @property
+    def label(self) -> str:
+        """Its title, and whether it can be used."""
+        return self.title if self.problem is None else f"{self.title} (missing)"
+
 
 def list_engines(scene: Scene) -> tuple[RepairEngine, ...]:
     """All engines that are built in, with what each would cost on frames of this scene."""
-    from faithfusion_studio.errors import StudioError
-    from faithfusion_studio.repair import REPAIRERS, create_repairer
+    from faithfusion_studio.repair import REPAIRERS
+    from faithfusion_studio.repair.listing import engine_facts
 
     size = None
     if scene.capture is not None:
@@ -41,16 +46,14 @@ def list_engines(scene: Scene) -> tuple[RepairEngine, ...]:
         size = (camera.height, camera.width)
     engines = []
     for name in REPAIRERS:
-        try:
-            repairer = create_repairer(name)
-        except StudioError as error:
-            engines.append(RepairEngine(name, name, "", "", problem=str(error)))
-            continue
-        info = repairer.info
-        seconds = None
-        if size is not None:
-            seconds = repairer.estimate_seconds(1, *size, "cpu") + _viewing_seconds(scene, *size)
-        engines.append(RepairEngine(name, info.title, info.summary, info.licence, seconds))
+        facts = engine_facts(name)
+        info, seconds = facts.info, None
+        if size is not None and facts.seconds is not None:
+            own = facts.seconds(1, *size, engine_device(info))
+            seconds = own + _viewing_seconds(scene, *size)
+        engines.append(
+            RepairEngine(name, info.title, info.summary, info.licence, seconds, facts.problem)
+        )
     return tuple(engines)
 
 

@@ -19,6 +19,7 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.io import is_writable
+from faithfusion_studio.repair.base import RepairStep
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
 from faithfusion_studio.session.engines import Engines
@@ -115,6 +116,10 @@ def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> J
     if (yield JobStep(0, total)) == "stop":
         return JobResult()
     for frame in engines.repair(scene, stage):
+        if isinstance(frame, RepairStep):
+            if (yield _between_frames(frame, len(frames), total, clock)) == "stop":
+                break
+            continue
         frames = (*frames, frame)
         changes = {"preview": frame} if preview else {"frames": frames, "stage": stage}
         asked = yield JobStep(len(frames), total, clock.left(len(frames), total), changes)
@@ -132,6 +137,14 @@ def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> J
             " Hardly a pixel is under-constrained at this threshold; lower it in the tab Look."
         )
     return JobResult(notice=notice)
+
+
+def _between_frames(step: RepairStep, done: int, total: int, clock: _Clock) -> JobStep:
+    """Progress of an engine that is at work on a frame, or on several frames in one go."""
+    if step.frames > 1:
+        left = clock.left(step.done, step.total) if done == 0 else None
+        return JobStep(step.done, step.total, left)
+    return JobStep(done, total, clock.left(done, total))
 
 
 # ------------------------------------------------------------------------------------- exports

@@ -159,13 +159,19 @@ def test_history_spills_to_native_files_and_comes_back_bit_by_bit(session):
 
 def test_every_engine_can_be_chosen_and_one_without_weights_says_why(tmp_path, monkeypatch):
     from faithfusion_studio.repair import REPAIRERS, refiner_weights
+    from faithfusion_studio.repair.model_store import CATALOG
     from faithfusion_studio.session.engines import list_engines
+
+    monkeypatch.setenv("FF_STUDIO_WEIGHTS", str(tmp_path))
 
     scene = recorded(make_street())
     engines = {engine.name: engine for engine in list_engines(scene)}
     assert list(engines) == list(REPAIRERS) and {"reprojection", "refiner"} <= set(engines)
-    for engine in engines.values():
-        assert engine.problem is None and engine.seconds_per_frame > 0
+    for name, engine in engines.items():
+        if name in CATALOG:  # weights that are not ours are not here
+            assert "is missing" in engine.problem and engine.title != name and engine.licence
+        else:
+            assert engine.problem is None and engine.seconds_per_frame > 0
     monkeypatch.setattr(refiner_weights, "packaged_weights", lambda: tmp_path / "none.safetensors")
     engines = {engine.name: engine for engine in list_engines(scene)}
     assert "none.safetensors" in engines["refiner"].problem

@@ -25,7 +25,7 @@ from faithfusion_studio.studio.widgets import (
 
 def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
     """Build the tab Repair in the current container; returns what shows a new session state."""
-    engines: dict[str, RepairEngine] = {e.title: e for e in session.repair_engines()}
+    engines: dict[str, RepairEngine] = {e.label: e for e in session.repair_engines()}
     what = gui.add_html("")
     engine = gui.add_dropdown("Engine", tuple(engines))
     about = gui.add_html("")

@@ -1,0 +1,64 @@
+"""What engines there are and whether they can run here, told without loading their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+from faithfusion_studio.errors import StudioError
+from faithfusion_studio.repair.base import REPAIRERS, RepairerInfo, RepairError, create_repairer
+from faithfusion_studio.repair.model_store import CATALOG, ModelEntry, required_folder
+
+LARGE = {"difix": ("difix", "DifixRepairer")}
+"""Module and class of the engines in `CATALOG`; each tells `info` and `full_size_seconds`."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """One engine, as a table or a panel shows it."""
+
+    name: str
+    info: RepairerInfo
+    seconds: Callable[[int, int, int, str], float] | None
+    """Expected time from frames, height, width and device; None where the engine does not load."""
+    problem: str | None
+    """Why it cannot run, one sentence; None when it can."""
+    entry: ModelEntry | None = None
+    """Its weights, where they are not ours."""
+
+
+def engine_facts(name: str) -> EngineFacts:
+    """What is known about an engine; large weights are looked for, not loaded.
+
+    Raises:
+        RepairError: No engine has this name.
+    """
+    if name in LARGE:
+        module, kind = LARGE[name]
+        engine = getattr(import_module(f"faithfusion_studio.repair.{module}"), kind)
+        entry = CATALOG[name]
+        return EngineFacts(name, engine.info, engine.full_size_seconds, _problem(entry), entry)
+    try:
+        loaded = create_repairer(name)
+    except StudioError as error:
+        if name not in REPAIRERS:
+            raise
+        unknown = RepairerInfo(title=name, summary="", licence="")
+        return EngineFacts(name, unknown, None, str(error))
+    return EngineFacts(name, loaded.info, loaded.estimate_seconds, None)
+
+
+def _problem(entry: ModelEntry) -> str | None:
+    """Why the weights of an entry cannot be used; None where they can."""
+    try:
+        required_folder(entry)
+        if find_spec("diffusers") is None:
+            raise RepairError(
+                "this engine needs diffusers; install the extra: pip install "
+                "'faithfusion-studio[diffusion]'."
+            )
+    except StudioError as error:
+        return str(error)
+    return None
