@@ -312,6 +312,20 @@ def test_synthesize_makes_a_capture_with_truth_beside_it(run, tmp_path):
     assert {"-1.0", "+0.5", "cameras_-1.0.json", "cameras_+0.5.json"} <= set(names(truth))
 
 
+def test_eig_explains_a_pixel_and_says_where_to_drive_next(run, scene_path, tmp_path):
+    words = ("--frames", "1:4", "--offset", "1", "--explain", "24,20", "--where-next")
+    found = run("eig", scene_path, tmp_path / "out", *words)
+    why = found["explanation"]
+    nats = np.load(tmp_path / "out" / "000001_eig.npy")
+    assert why["pixel"] == [24, 20] and why["nats"] == pytest.approx(nats[20, 24], rel=1e-3)
+    assert sum(why["groups"].values()) == pytest.approx(1, abs=1e-4)
+    shares = [cause["share"] for cause in why["gaussians"]]
+    assert 0 < len(shares) <= 16 and shares == sorted(shares, reverse=True)
+    ranked = [gain["nats"] for gain in found["where_next"]]
+    assert len(ranked) == 11 and ranked == sorted(ranked, reverse=True)
+    assert found["where_next"][-1]["offset"] == 0.0  # the same drive again teaches least
+
+
 @pytest.mark.parametrize("topic", ["raster", "eig"])
 def test_bench_reports_its_keys_with_the_protocol(run, tmp_path, topic):
     found = run(
@@ -365,6 +379,8 @@ def test_a_segment_outside_the_drive_is_refused(refused, scene_path, tmp_path, s
     [
         (["eig", "SCENE", "OUT", "--frames", "abc"], "not a frame range"),
         (["eig", "SCENE", "OUT", "--size", "12"], "not a picture size"),
+        (["eig", "SCENE", "OUT", "--explain", "12"], "not a pixel"),
+        (["eig", "SCENE", "OUT", "--explain", "48,0"], "expected a column in 0..47"),
         (["eig", "SCENE", "OUT", "--offset", "nan"], "metres between"),
         (["render", "SCENE", "OUT", "--layers", "rgb,normals"], "normals"),
         (["render", "SCENE", "o.mp4", "--layout", "before-after"], "scene from before"),

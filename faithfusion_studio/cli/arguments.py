@@ -114,6 +114,10 @@ class Eig(AlongPath):
     """Log-determinant of the 13x13 blocks, its trace bound, the diagonal, or the released formula."""
     threshold: float = 0.4
     """Calibrated EIG at and above which a pixel counts as UCR."""
+    explain: str | None = None
+    """Also say why the pixel X,Y of the first view is uncertain: which splats, which kind of parameter."""
+    where_next: bool = False
+    """Also rank lateral offsets by what recording the same frames there would teach, nats per view."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,18 @@ def parse_range(text: str | None, count: int) -> Segment:
     return found
 
 
+def parse_pixel(text: str) -> tuple[int, int]:
+    """Column and row from "X,Y".
+
+    Raises:
+        CommandLineError: Not of that form.
+    """
+    x, _, y = text.partition(",")
+    if not (x.strip().isdigit() and y.strip().isdigit()):
+        raise CommandLineError(f"{text}: is not a pixel; expected X,Y, for example 320,180.")
+    return int(x), int(y)
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """Width and height from "WxH".
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from faithfusion_studio import __version__
+from faithfusion_studio.cameras import Camera
 from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import ProgressLine, duration
-from faithfusion_studio.cli.inputs import CommandLineError, cameras_of, output_folder, parse_size
+from faithfusion_studio.cli.inputs import (
+    CommandLineError,
+    cameras_of,
+    output_folder,
+    parse_pixel,
+    parse_range,
+    parse_size,
+)
 from faithfusion_studio.cli.running import (
     Result,
     chosen_device,
@@ -24,6 +33,8 @@ from faithfusion_studio.cli.running import (
 from faithfusion_studio.render.device import choose_device, device_name
 from faithfusion_studio.scene import Capture, Scene
 
+CAUSES_SHOWN = 16
+"""An explanation names so many Gaussians."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -76,7 +87,10 @@ def eig(args: a.Eig) -> Result:
 
     scene = opened(args.scene, chosen_device(args.device))
     cameras, stems = cameras_of(scene, args)
+    pixel = None if args.explain is None else parse_pixel(args.explain)
     size, scene = parse_size(args.size), with_evidence(scene)
+    first = cameras[0] if size is None else fit_camera(cameras[0], *size)
+    more, said = _explained(args, scene, first, pixel)
     line, seconds, ucr, values = ProgressLine("EIG of frame"), [], [], []
     with filled_folder(args.out_dir, CommandLineError) as folder:
         for done, (camera, stem) in enumerate(zip(cameras, stems, strict=True), start=1):
@@ -106,6 +120,7 @@ def eig(args: a.Eig) -> Result:
         "offset": args.offset,
         "device": device_name(scene.device),
         "out": args.out_dir,
+        **more,
     }
     return Result(
         report,
@@ -114,8 +129,46 @@ def eig(args: a.Eig) -> Result:
             f"median {quantiles[2]:.2f}, 95 % below {quantiles[4]:.2f}.",
             f"UCR {report['ucr_share']:.1%} of the pixels (calibrated EIG >= {args.threshold:g}); "
             f"{report['ms']:.0f} ms a view. Written to {args.out_dir}.",
+            *said,
         ],
     )
+
+
+def _explained(
+    args: a.Eig, scene: Scene, camera: Camera, pixel: tuple[int, int] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """What was asked beside the maps: why a pixel is uncertain, and where to drive next."""
+    from faithfusion_studio.information import expected_gains, explain_pixel
+    from faithfusion_studio.information.next_view import OFFSETS, spread_frames
+
+    more: dict[str, Any] = {}
+    said = []
+    if pixel is not None:
+        found = explain_pixel(scene, camera, *pixel)
+        causes = zip(found.rows.tolist(), found.shares.tolist(), strict=True)
+        more["explanation"] = {
+            "pixel": pixel,
+            "nats": found.nats,
+            "calibrated": found.calibrated,
+            "groups": dict(found.groups),
+            "gaussians": [{"row": r, "share": s} for r, s in causes][:CAUSES_SHOWN],
+        }
+        said.append(f"Pixel {args.explain}: {found.nats:.2f} nats, {found.words()}.")
+    if args.where_next:
+        if scene.capture is None:
+            raise CommandLineError("this scene has no recorded path, so there is none to leave.")
+        path, line = scene.capture.trajectory, ProgressLine("offset")
+        frames = spread_frames(parse_range(args.frames, len(path)))
+        gains = []
+        for gain in expected_gains(scene, path, OFFSETS, frames=frames):
+            gains.append(gain)
+            line.update(len(gains), len(OFFSETS))
+        line.close()
+        gains.sort(key=lambda gain: -gain.nats)
+        more["where_next"] = [{"offset": g.offset, "nats": g.nats} for g in gains]
+        words = ", ".join(f"{g.offset:+g} m {g.nats:.0f}" for g in gains)
+        said.append(f"Where to drive next, nats per view of {len(frames)}: {words}.")
+    return more, said
 
 
 def render(args: a.Render) -> Result:
