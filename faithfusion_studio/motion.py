@@ -69,9 +69,9 @@ class DeformField:
     k = 0..9]; eight layers with ReLU, the input again after the fifth; then three heads.
     """
 
-    weights: tuple[Float[Tensor, "O I"], ...]
-    """Of the eight layers, then of the heads: shift, turn and, where there is one, scale."""
-    biases: tuple[Float[Tensor, "O"], ...]
+    weights: tuple[Tensor, ...]
+    """[out, in] of the eight layers, then of the heads: shift, turn and, where there is one, scale."""
+    biases: tuple[Tensor, ...]
     embedding: Float[Tensor, "E"]
     """Of this object; E = 0 where the field has none."""
     height: float
@@ -195,6 +195,7 @@ class SkinnedBody:
             return self.joint_quats[min(high, len(t) - 1)]
         low = high - 1
         fraction = ((time - t[low]) / (t[high] - t[low])).to(self.joint_quats)
+        fraction = fraction.expand(len(self.joints))
         return slerp(self.joint_quats[low], self.joint_quats[high], fraction)
 
 

@@ -19,6 +19,7 @@ from faithfusion_studio.io.checkpoints import (
     is_torch_archive,
 )
 from faithfusion_studio.io.compressed_ply import read_compressed_ply
+from faithfusion_studio.io.drivestudio import read_drivestudio, write_drivestudio
 from faithfusion_studio.io.export import SPLAT_FORMATS, ExportOptions, splat_format, write_splats
 from faithfusion_studio.io.gsplat_files import gsplat_ranks, read_gsplat
 from faithfusion_studio.io.inria_ply import read_ply
@@ -58,7 +59,7 @@ FORMATS: dict[str, str] = {
     "sog": "PlayCanvas SOG (.sog, or a folder with meta.json), read and written",
     "gsplat": "gsplat checkpoint (.pt of one or several ranks, or a run folder), read and written",
     "nerfstudio": "nerfstudio splatfacto checkpoint (.ckpt, or a run folder), read",
-    "drivestudio": "DriveStudio checkpoint (.pth), recognised and refused",
+    "drivestudio": "DriveStudio, OmniRe or FaithFusion checkpoint (.pth), read and written",
     "checkpoint": "checkpoint of an unknown project (.pth, .pt, .ckpt of torch), refused",
     "capture": "recording: folder with cameras.json, transforms.json or COLMAP sparse/0, read",
     "camera_path": "camera path: cameras.json or nerfview path (.json), read and written",
@@ -193,10 +194,6 @@ def load_scene(path: Path | str) -> Scene:
         )
     if kind == "camera_path":
         raise CaptureError(f"{path}: this is a camera path, not a scene; give it with --cameras.")
-    if kind == "drivestudio":
-        raise CheckpointError(
-            f"{path}: DriveStudio checkpoints cannot be opened by this version; export a PLY."
-        )
     raise CheckpointError(
         f"{path}: is no checkpoint we know; expected a zip archive of torch.save with splats "
         "(gsplat), pipeline (nerfstudio) or models (DriveStudio), so export a PLY."
@@ -245,6 +242,7 @@ READERS: dict[str, Callable[[Path], Scene]] = {
     "sog": _read_sog,
     "gsplat": read_gsplat,
     "nerfstudio": read_nerfstudio,
+    "drivestudio": read_drivestudio,
 }
 """How each format that is a scene is read; a new format is a line here, in FORMATS and in `sniff`."""
 
@@ -303,18 +301,18 @@ def load_capture(path: Path | str) -> Capture:
     return replace(scene.capture, source=scene.capture.source or path.name)
 
 
-WRITABLE = (".ckpt", *SPLAT_FORMATS)
+WRITABLE = (".ckpt", ".pth", *SPLAT_FORMATS)
 """Ends of file names a scene can be written under."""
 
 
 def is_writable(path: Path | str) -> bool:
     """Whether the name of a file says how a scene shall be written into it."""
     path = Path(path)
-    return path.suffix.lower() == ".ckpt" or splat_format(path) is not None
+    return path.suffix.lower() in (".ckpt", ".pth") or splat_format(path) is not None
 
 
 def save_scene(scene: Scene, path: Path | str, options: ExportOptions | None = None) -> list[str]:
-    """Write a scene: `.ckpt` keeps everything, other names keep the Gaussians at one time.
+    """Write a scene: `.ckpt` keeps everything, `.pth` what DriveStudio knows, others Gaussians at one time.
 
     Args:
         scene: What to write.
@@ -331,6 +329,8 @@ def save_scene(scene: Scene, path: Path | str, options: ExportOptions | None = N
     if path.suffix.lower() == ".ckpt":
         write_native(scene, path)
         return []
+    if path.suffix.lower() == ".pth":
+        return write_drivestudio(scene, path)
     form = splat_format(path)
     if form is None:
         raise FormatError(
@@ -343,4 +343,4 @@ def save_scene(scene: Scene, path: Path | str, options: ExportOptions | None = N
 def name_of_writable() -> str:
     """The names a scene can be written under, for messages."""
     splats = ", ".join(end for end in SPLAT_FORMATS if end != ".compressed.ply")
-    return f".ckpt (everything), or {splats}, .compressed.ply (Gaussians only)"
+    return f".ckpt (everything), .pth (DriveStudio), or {splats}, .compressed.ply (Gaussians only)"
