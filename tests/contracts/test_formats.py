@@ -296,7 +296,7 @@ def test_a_truncated_file_is_one_sentence(samples, key, share):
     one_sentence(caught, path)
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a", "a.json"])
+@pytest.mark.parametrize("name", ["a.onnx", "a", "a.json"])
 def test_a_suffix_nobody_writes_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(StudioError, match=r"expected \.ckpt .*\.ply"):
         save_scene(a_scene(), tmp_path / name)
