@@ -144,11 +144,80 @@ def write_difix_training(path: Path, *, eig=True) -> Path:
     return path
 
 
+COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 32,
+    "out_channels": 16,
+    "time_embed_dim": 8,
+    "text_embed_dim": 12,
+    "num_layers": 5,
+    "sample_width": 8,
+    "sample_height": 6,
+    "sample_frames": 9,
+    "max_text_seq_length": 5,
+    "use_rotary_positional_embeddings": True,
+    "use_learned_positional_embeddings": True,
+}
+COGVIDEOX_VAE = {
+    "block_out_channels": [8, 8, 8, 8],
+    "down_block_types": ["CogVideoXDownBlock3D"] * 4,
+    "up_block_types": ["CogVideoXUpBlock3D"] * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 16,
+    "sample_height": 48,
+    "sample_width": 64,
+    "scaling_factor": 0.7,
+}
+COGVIDEOX_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+    "set_alpha_to_one": True,
+}
+
+
+def tiny_trunk():
+    from faithfusion_studio.repair.diffusers_models import build
+
+    return randomise(build("CogVideoXTransformer3DModel", COGVIDEOX, device="cpu"), 0.2)
+
+
+def tiny_branch(layers=2, reference=True):
+    from faithfusion_studio.repair.eigent_branch import EigentContextBranch
+
+    config = {**COGVIDEOX, "num_layers": layers}
+    return randomise(EigentContextBranch(config, reference=reference), 0.2)
+
+
+def write_cogvideox(folder: Path, *, reference=True) -> Path:
+    from faithfusion_studio.repair.diffusers_models import build
+
+    write_model(folder / "transformer", COGVIDEOX, tiny_trunk().state_dict(), shards=2)
+    vae = randomise(build("AutoencoderKLCogVideoX", COGVIDEOX_VAE, device="cpu"))
+    write_model(folder / "vae", COGVIDEOX_VAE, vae.state_dict())
+    branch = tiny_branch(reference=reference)
+    write_model(folder / "branch", {**COGVIDEOX, "num_layers": 2}, branch.state_dict())
+    (folder / "scheduler").mkdir()
+    settings = json.dumps({"_class_name": "CogVideoXDDIMScheduler", **COGVIDEOX_SCHEDULER})
+    (folder / "scheduler" / "scheduler_config.json").write_text(settings)
+    embeds = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(1))
+    save_file({"prompt_embeds": embeds}, folder / "prompt_embeds.safetensors")
+    return folder
+
+
 def tiny_engine(name: str, folder: Path):
     """A large engine with tiny random weights, loaded as the real one is."""
     need_diffusers()
     from faithfusion_studio.repair import difix
+    from faithfusion_studio.repair import eigent_cogvideox as cogvideox
 
     return {
         "difix": lambda: difix.DifixRepairer.from_pretrained(write_difix(folder)),
+        "eigent-cogvideox": lambda: cogvideox.CogVideoXRepairer.from_pretrained(
+            write_cogvideox(folder), cogvideox.CogVideoXConfig(steps=2)
+        ),
     }[name]()

@@ -217,10 +217,17 @@ def _difix() -> Repairer:
     return load_difix()
 
 
+def _eigent_cogvideox() -> Repairer:
+    from faithfusion_studio.repair.eigent_cogvideox import load_cogvideox
+
+    return load_cogvideox()
+
+
 REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "reprojection": _reprojection,
     "refiner": _refiner,
     "difix": _difix,
+    "eigent-cogvideox": _eigent_cogvideox,
 }
 """Engines by name; calling the value loads the engine."""
 

@@ -11,7 +11,10 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.repair.base import REPAIRERS, RepairerInfo, RepairError, create_repairer
 from faithfusion_studio.repair.model_store import CATALOG, ModelEntry, required_folder
 
-LARGE = {"difix": ("difix", "DifixRepairer")}
+LARGE = {
+    "difix": ("difix", "DifixRepairer"),
+    "eigent-cogvideox": ("eigent_cogvideox", "CogVideoXRepairer"),
+}
 """Module and class of the engines in `CATALOG`; each tells `info` and `full_size_seconds`."""
 
 

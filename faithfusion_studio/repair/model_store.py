@@ -97,6 +97,24 @@ CATALOG: dict[str, ModelEntry] = {
                 ModelPart("model_last.pkl", 3_500_000_000, "a training file on top", True),
             ),
         ),
+        ModelEntry(
+            "eigent-cogvideox",
+            "eigent_cogvideox",
+            "https://huggingface.co/THUDM/CogVideoX-5b-I2V (transformer, vae, scheduler) and a "
+            "branch: https://huggingface.co/TencentARC/VideoPainter (checkpoints/branch), or your "
+            "own EIGent branch; FaithFusion's is unpublished",
+            COGVIDEOX,
+            (
+                ModelPart("transformer", 11_140_000_000, "CogVideoX-5b-I2V, 5570 M parameters"),
+                ModelPart("vae", 431_000_000, "its autoencoder, 216 M parameters"),
+                ModelPart("scheduler", 1_000, "its noise schedule"),
+                ModelPart("branch", 846_000_000, "the context branch, 296 to 819 M parameters"),
+                ModelPart("prompt_embeds.safetensors", 1_900_000, "the encoded prompt", True),
+                ModelPart("prompt.txt", 200, "the prompt a branch was trained with", True),
+                ModelPart("text_encoder", 9_500_000_000, "T5; instead, needed once", True),
+                ModelPart("tokenizer", 800_000, "needed once, for the prompt", True),
+            ),
+        ),
     )
 }
 

@@ -58,6 +58,12 @@ def prompt_embedding(
     return embedding
 
 
+def engine_prompt(folder: Path, default: str) -> str:
+    """The prompt weights were trained with: that in the folder's prompt.txt, else the given one."""
+    path = folder / "prompt.txt"
+    return path.read_text(errors="replace").strip() if path.is_file() else default
+
+
 def _prompt_of(path: Path) -> str | None:
     """What a cache file was made for; None where it does not say."""
     try:
