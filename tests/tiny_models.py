@@ -209,14 +209,48 @@ def write_cogvideox(folder: Path, *, reference=True) -> Path:
     return folder
 
 
+VACE = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 12,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 3,
+    "vace_layers": [0, 2],
+    "vace_in_channels": 96,
+}
+WAN_VAE = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+
+
+def tiny_vace():
+    from faithfusion_studio.repair.diffusers_models import build
+
+    return randomise(build("WanVACETransformer3DModel", VACE, device="cpu"), 0.2)
+
+
+def write_vace(folder: Path) -> Path:
+    from faithfusion_studio.repair.diffusers_models import build
+
+    write_model(folder / "transformer", VACE, tiny_vace().state_dict(), shards=2)
+    vae = randomise(build("AutoencoderKLWan", WAN_VAE, device="cpu"))
+    write_model(folder / "vae", WAN_VAE, vae.state_dict())
+    embeds = torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(1))
+    save_file({"prompt_embeds": embeds}, folder / "prompt_embeds.safetensors")
+    return folder
+
+
 def tiny_engine(name: str, folder: Path):
     """A large engine with tiny random weights, loaded as the real one is."""
     need_diffusers()
     from faithfusion_studio.repair import difix
     from faithfusion_studio.repair import eigent_cogvideox as cogvideox
+    from faithfusion_studio.repair import eigent_vace as vace
 
     return {
         "difix": lambda: difix.DifixRepairer.from_pretrained(write_difix(folder)),
+        "eigent-vace": lambda: vace.VaceRepairer.from_pretrained(
+            write_vace(folder), vace.VaceConfig(size=(32, 48), frames=9, steps=2)
+        ),
         "eigent-cogvideox": lambda: cogvideox.CogVideoXRepairer.from_pretrained(
             write_cogvideox(folder), cogvideox.CogVideoXConfig(steps=2)
         ),

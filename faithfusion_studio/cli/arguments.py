@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from faithfusion_studio.bench.figures import describe_keys
 from faithfusion_studio.fusion.presets import describe_presets
 
-Engine = Literal["reprojection", "refiner", "difix", "eigent-cogvideox"]
+Engine = Literal["reprojection", "refiner", "difix", "eigent-vace", "eigent-cogvideox"]
 Form = Literal["block", "trace", "diagonal", "released"]
 
 

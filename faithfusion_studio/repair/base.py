@@ -217,6 +217,12 @@ def _difix() -> Repairer:
     return load_difix()
 
 
+def _eigent_vace() -> Repairer:
+    from faithfusion_studio.repair.eigent_vace import load_eigent_vace
+
+    return load_eigent_vace()
+
+
 def _eigent_cogvideox() -> Repairer:
     from faithfusion_studio.repair.eigent_cogvideox import load_cogvideox
 
@@ -227,6 +233,7 @@ REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "reprojection": _reprojection,
     "refiner": _refiner,
     "difix": _difix,
+    "eigent-vace": _eigent_vace,
     "eigent-cogvideox": _eigent_cogvideox,
 }
 """Engines by name; calling the value loads the engine."""

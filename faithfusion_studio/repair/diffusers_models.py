@@ -104,6 +104,16 @@ def with_buffers(module: nn.Module) -> nn.Module:
     return module
 
 
+def to_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model in a number format, except for the parts its class wants in float32."""
+    module.to(dtype)
+    precise = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in module.named_parameters():
+        if any(part in name.split(".") for part in precise):
+            parameter.data = parameter.data.float()
+    return module
+
+
 def count_parameters(module: nn.Module) -> int:
     """Numbers a model holds, its stored tables not counted."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -13,6 +13,7 @@ from faithfusion_studio.repair.model_store import CATALOG, ModelEntry, required_
 
 LARGE = {
     "difix": ("difix", "DifixRepairer"),
+    "eigent-vace": ("eigent_vace", "VaceRepairer"),
     "eigent-cogvideox": ("eigent_cogvideox", "CogVideoXRepairer"),
 }
 """Module and class of the engines in `CATALOG`; each tells `info` and `full_size_seconds`."""

@@ -24,8 +24,9 @@ def fold_lora(tensors: Mapping[str, Tensor], *, alpha: float | None = ALPHA) -> 
     """A state dictionary without adapters, from one in which peft has wrapped layers.
 
     Args:
-        tensors: Names such as `X.base_layer.weight`, `X.lora_A.NAME.weight`, and plain ones.
-        alpha: lora_alpha of all adapters; None means equal to the rank, so that s = 1.
+        tensors: Names such as `X.base_layer.weight`, `X.lora_A.NAME.weight`, and plain ones;
+            `X.alpha` is lora_alpha of one layer.
+        alpha: lora_alpha of the others; None means equal to the rank, so that s = 1.
 
     Returns:
         Plain names; `X.base_layer.weight` becomes `X.weight` with its adapter folded in.
@@ -35,10 +36,13 @@ def fold_lora(tensors: Mapping[str, Tensor], *, alpha: float | None = ALPHA) -> 
     """
     adapters: dict[str, dict[str, Tensor]] = {}
     folded: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
     for name, tensor in tensors.items():
         part = _PART.match(name)
         if part is not None:
             adapters.setdefault(part["layer"], {})[part["side"]] = tensor
+        elif name.endswith(".alpha"):
+            alphas[name.removesuffix(".alpha")] = float(tensor)
         else:
             folded[name.replace(".base_layer.", ".")] = tensor
     for layer, sides in adapters.items():
@@ -48,10 +52,34 @@ def fold_lora(tensors: Mapping[str, Tensor], *, alpha: float | None = ALPHA) -> 
                 f"the adapter of {layer} is not whole (it has {', '.join(sorted(sides))} and "
                 f"{'no ' if weight is None else 'a '}base weight); take the file again."
             )
-        scale = 1.0 if alpha is None else alpha / sides["A"].shape[0]
+        own = alphas.get(layer, alpha)
+        scale = 1.0 if own is None else own / sides["A"].shape[0]
         change = scale * lora_change(sides["A"].float(), sides["B"].float())
         folded[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
     return folded
+
+
+def plain_lora_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter file's tensors under the names of diffusers' modules, without the prefix `transformer.`.
+
+    Files in Wan's own names (`diffusion_model.blocks.0.self_attn.q.lora_down.weight`) are renamed by
+    diffusers.
+
+    Raises:
+        RepairError: diffusers cannot rename them.
+    """
+    if any(name.startswith("diffusion_model.") or ".lora_down." in name for name in tensors):
+        from faithfusion_studio.repair.diffusers_models import diffusers_class
+
+        rename = diffusers_class("loaders").lora_conversion_utils
+        try:
+            tensors = rename._convert_non_diffusers_wan_lora_to_diffusers(dict(tensors))
+        except (AttributeError, KeyError, ValueError) as error:
+            raise RepairError(
+                f"the adapter's names are not known ({str(error)[:80]}); take one in the layout of "
+                "diffusers."
+            ) from error
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
 
 
 def lora_change(a: Float[Tensor, "r ..."], b: Float[Tensor, "o r ..."]) -> Tensor:

@@ -98,6 +98,20 @@ CATALOG: dict[str, ModelEntry] = {
             ),
         ),
         ModelEntry(
+            "eigent-vace",
+            "wan_vace_1.3b",
+            "https://huggingface.co/Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+            APACHE,
+            (
+                ModelPart("transformer", 4_308_000_000, "Wan2.1-VACE-1.3B, 2154 M parameters"),
+                ModelPart("vae", 507_000_000, "its autoencoder, 127 M parameters"),
+                ModelPart("prompt_embeds.safetensors", 4_200_000, "the encoded prompt", True),
+                ModelPart("text_encoder", 11_360_000_000, "UMT5; instead, needed once", True),
+                ModelPart("tokenizer", 21_000_000, "needed once, for the prompt", True),
+                ModelPart("lora.safetensors", 320_000_000, "an adapter for few steps", True),
+            ),
+        ),
+        ModelEntry(
             "eigent-cogvideox",
             "eigent_cogvideox",
             "https://huggingface.co/THUDM/CogVideoX-5b-I2V (transformer, vae, scheduler) and a "

@@ -23,7 +23,7 @@ SIZES = [(64, 36), (53, 31)]
 """Width and height; the second is odd in both."""
 
 
-LARGE = {"difix", "eigent-cogvideox"}
+LARGE = {"difix", "eigent-vace", "eigent-cogvideox"}
 """Engines with weights that are not ours: here with tiny random ones in the published layout."""
 OPEN_GATE = GateConfig(drift_limit=9.0)
 """Random weights are far off everywhere; this lets their frames through, gated as always."""
