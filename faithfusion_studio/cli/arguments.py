@@ -326,6 +326,8 @@ class TrainRefiner(DeviceCommand):
     """Of the network and of the order in which it learns."""
     cache: Path | None = None
     """Folder for streets and checkpoints; ~/.cache/faithfusion-studio/refiner when not given."""
+    start: Path | None = None
+    """Weights to begin with instead of random ones, of the same size."""
     test: str | None = None
     """Then measure on these test streets, a half-open range A:B of seeds from 400 on."""
 

@@ -21,7 +21,7 @@ LOG_EVERY = 25
 
 def train_refiner(args: a.TrainRefiner) -> Result:
     """Train, save the weights, and measure them if asked."""
-    from faithfusion_studio.repair import save_refiner
+    from faithfusion_studio.repair import load_refiner, save_refiner
 
     seeds, config = _seeds("--seeds", args.seeds), _config(args)
     tested = [] if args.test is None else _seeds("--test", args.test)
@@ -35,6 +35,12 @@ def train_refiner(args: a.TrainRefiner) -> Result:
             f"{args.out}: expected a file in an existing folder, ending in .safetensors."
         )
     folder = output_folder(args.cache or Path.home() / ".cache" / "faithfusion-studio" / "refiner")
+    start = None if args.start is None else load_refiner(args.start)
+    if start is not None and start.size != args.size:
+        raise CommandLineError(
+            f"{args.start}: weights of size {start.size} cannot begin a training of size "
+            f"{args.size}; give --size {start.size}."
+        )
     with interruptible("saving what is learned") as stop:
         started, files = time.perf_counter(), []
         for count, seed in enumerate(seeds):
@@ -46,6 +52,8 @@ def train_refiner(args: a.TrainRefiner) -> Result:
             say(f"stopped with {len(files)} of {len(seeds)} streets made; they stay in {folder}.")
             return Result({"streets": len(files), "interrupted": True}, [], stop.exit_code)
         fitting = Fitting(files, config)
+        if start is not None:
+            fitting.start_from(start.state_dict())
         gain = _fit(fitting, folder, stop)
     training = {
         "streets": seeds,
@@ -53,6 +61,7 @@ def train_refiner(args: a.TrainRefiner) -> Result:
         "steps": fitting.step,
         "fitting_seconds": round(fitting.seconds),
         "seed": config.seed,
+        "started_from": None if args.start is None else args.start.name,
     }
     save_refiner(fitting.averaged, args.out, training)
     values = {

@@ -27,6 +27,8 @@ CHANNELS = 19
 RENDER, FUSED, BEST = slice(0, 3), slice(3, 6), slice(6, 9)
 BELIEF, SEEN, EIG, GATE = 10, 11, 17, 18
 """Where `refiner_inputs` puts what other code needs to find again."""
+OUTPUTS = 6
+"""Maps that `compose` takes: residual 3, two shifts, error."""
 UNKNOWN_EIG = 0.5
 """Calibrated EIG the network is shown where none is known."""
 MAX_RESIDUAL = 0.25
@@ -105,7 +107,7 @@ class Refiner(nn.Module):
             nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.up = nn.ModuleList(_level(width, blocks) for width in widths[:-1])
-        self.head = nn.Conv2d(widths[0], 4 * 6, 1)
+        self.head = nn.Conv2d(widths[0], 4 * OUTPUTS, 1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -118,7 +120,7 @@ class Refiner(nn.Module):
         x = functional.pad(inputs, pad, mode="replicate")
         x = self._features(functional.pixel_unshuffle(x, 2))
         out = functional.pixel_shuffle(self.head(x), 2)[..., :height, :width].float()
-        return _compose(inputs.float(), out)
+        return compose(inputs.float(), out)
 
     def _features(self, x: Tensor) -> Tensor:
         x, skips = self.stem(x), []
@@ -151,13 +153,23 @@ def _level(width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(_Block(width) for _ in range(blocks)))
 
 
-def _compose(inputs: Tensor, out: Tensor) -> Refined:
-    """Colours from the known ones: base + shift (fused - render) + swap (best - fused) + residual."""
+def reprojected(inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
+    """What the reprojection alone returns for these inputs: the base of everything learned."""
+    belief = inputs[:, BELIEF : BELIEF + 1]
+    return torch.lerp(inputs[:, RENDER], inputs[:, FUSED], belief).clamp(0, 1)
+
+
+def compose(inputs: Float[Tensor, "B C H W"], out: Float[Tensor, "B O H W"]) -> Refined:
+    """Colours from the known ones: base + shift (fused - render) + swap (best - fused) + residual.
+
+    Args:
+        inputs: From `refiner_inputs`.
+        out: `OUTPUTS` maps of a network, unbounded; all zero returns the base.
+    """
     render, fused, best = inputs[:, RENDER], inputs[:, FUSED], inputs[:, BEST]
-    belief, seen = inputs[:, BELIEF : BELIEF + 1], inputs[:, SEEN : SEEN + 1]
-    base = torch.lerp(render, fused, belief)
+    seen = inputs[:, SEEN : SEEN + 1]
     shift, swap = (torch.tanh(out[:, 3:5]) * seen).split(1, dim=1)
     residual = MAX_RESIDUAL * torch.tanh(out[:, :3])
-    rgb = base + shift * (fused - render) + swap * (best - fused) + residual
+    rgb = reprojected(inputs) + shift * (fused - render) + swap * (best - fused) + residual
     error = ERROR_SCALE * functional.softplus(out[:, 5] - 0.5) + 1e-3
     return Refined(rgb.clamp(0, 1), error, residual.detach().abs().amax(1))

@@ -156,7 +156,7 @@ def capture_of(
             camera=camera,
             data=encode_jpeg(view.rgb * np.float32(gain[camera.time]), config.jpeg_quality),
             name=frame_name(trajectory, index),
-            dynamic_mask=_encode_mask(view.node_index >= 0) if street.vehicles else None,
+            dynamic_mask=encode_mask(view.node_index >= 0) if street.vehicles else None,
         )
         for index, (camera, view) in enumerate(zip(trajectory.cameras, views, strict=True))
     )
@@ -221,7 +221,8 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     return cv2.imencode(".jpg", pixels, options)[1].tobytes()
 
 
-def _encode_mask(mask: np.ndarray) -> bytes:
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A mask [H, W] as the PNG that `PosedImage` keeps."""
     import cv2
 
     return cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes()

@@ -18,17 +18,20 @@ from faithfusion_studio.repair.refiner_network import (
     RENDER,
 )
 from faithfusion_studio.synthetic.raytrace import trace_view
-from faithfusion_studio.synthetic.recording import drive
+from faithfusion_studio.synthetic.recording import RecordingConfig, drive, record
 from faithfusion_studio.synthetic.street import StreetConfig, build_street
 from faithfusion_studio.training import evaluation
-from faithfusion_studio.training.fitting import Fitting, FittingConfig, held_out_gain, vary
+from faithfusion_studio.training.fitting import Fitting, FittingConfig, held_out_gain
+from faithfusion_studio.training.loop import vary
 from faithfusion_studio.training.pairs import (
+    MIX,
     OFFSETS,
     PairFile,
     TrainingError,
     cached_pairs,
-    draw_views,
+    draw_clips,
     street_recipe,
+    without_quadrant,
 )
 
 TINY = FittingConfig(steps=40, batch=2, crop=(32, 48), rate=3e-3, warm_up=5, average=0.8)
@@ -42,7 +45,8 @@ def tiny_recipe(seed):
         size=(96, 54),
         steps=8,
         max_gaussians=500,
-        views=(1, 2),
+        clips=(1, 2),
+        length=2,
     )
 
 
@@ -50,9 +54,9 @@ def tiny_recipe(seed):
 def made_up(tmp_path_factory):
     """Pairs whose truth lies beyond what is believed of the warp."""
     generator = torch.Generator().manual_seed(1)
-    degraded = torch.rand(4, CHANNELS, 48, 64, generator=generator)
-    degraded[:, GATE], degraded[:, BELIEF] = 1.0, 0.3
-    truth = 0.1 * degraded[:, RENDER] + 0.9 * degraded[:, FUSED]
+    degraded = torch.rand(2, 4, CHANNELS, 48, 64, generator=generator)
+    degraded[:, :, GATE], degraded[:, :, BELIEF] = 1.0, 0.3
+    truth = 0.1 * degraded[:, :, RENDER] + 0.9 * degraded[:, :, FUSED]
     path = tmp_path_factory.mktemp("made_up") / "pairs.safetensors"
     save_file({"degraded": degraded.half(), "truth": truth.half()}, path)
     return PairFile(path)
@@ -71,30 +75,57 @@ def test_pairs_are_made_once_and_hold_the_truth(cache):
     said = []
     assert cached_pairs(tiny_recipe(111), cache.parent, said.append) == cache and said == []
     file, recipe = PairFile(cache), tiny_recipe(111)
-    assert file.shape == (3, CHANNELS, 54, 96)
+    assert file.shape == (3, 2, CHANNELS, 54, 96)
     street = build_street(recipe.street)
-    path = drive(street, recipe.frames, recipe.size)
-    camera = draw_views(path, 1, np.random.default_rng([111, 23]))[0]
-    truth = torch.from_numpy(trace_view(street, camera).rgb).permute(2, 0, 1)
-    assert torch.equal(file.crop(0, 0, 0, 54, 96).truth, truth.half())
-    window = file.crop(1, 10, 20, 16, 24)
-    assert torch.equal(window.degraded, file.crop(1, 0, 0, 54, 96).degraded[:, 10:26, 20:44])
+    clip = draw_clips(street, recipe, 1, np.random.default_rng([111, 23]))[0]
+    truth = [torch.from_numpy(trace_view(street, c).rgb).permute(2, 0, 1) for c in clip]
+    assert torch.equal(file.crop(0, 0, 0, 54, 96).truth, torch.stack(truth).half())
+    window = file.crop(1, 10, 20, 16, 24, slice(1, 2))
+    assert torch.equal(window.degraded, file.crop(1, 0, 0, 54, 96).degraded[1:, :, 10:26, 20:44])
 
 
 def test_recipes_differ_and_leave_one_family_for_tests():
     recipes = [street_recipe(seed) for seed in range(110, 150)]
     assert {r.street.family for r in recipes} == {"urban", "suburban"}
     assert len({(r.every, r.steps, r.max_gaussians, r.exposure_drift > 0) for r in recipes}) > 10
+    assert {r.kind for r in recipes} == set(MIX)
+    for r in recipes:
+        assert (r.every > 1) == (r.kind == "sparse") and (r.steps < 400) == (
+            r.kind == "under-fitted"
+        )
 
 
-def test_views_stand_at_every_offset():
-    street = build_street(tiny_recipe(1).street)
+def test_clips_are_neighbouring_frames_at_every_offset():
+    recipe = replace(tiny_recipe(1), kind="lateral")
+    street = build_street(recipe.street)
     path = drive(street, 12, (32, 18))
-    views = draw_views(path, len(OFFSETS), np.random.default_rng(0))
-    nearest = [min(float((v.position - c.position).norm()) for c in path.cameras) for v in views]
-    assert sorted(round(d, 1) for d in nearest) == pytest.approx(
-        sorted(abs(o) for o in OFFSETS), abs=0.15
-    )
+    clips = draw_clips(street, recipe, len(OFFSETS), np.random.default_rng(0))
+    aside = []
+    for clip in clips:
+        assert len(clip) == 2 and clip[1].time - clip[0].time == pytest.approx(0.1)
+        distances = [float((clip[0].position - c.position).norm()) for c in path.cameras]
+        aside.append(round(min(distances), 1))
+    assert sorted(aside) == pytest.approx(sorted(abs(o) for o in OFFSETS), abs=0.15)
+
+
+def test_clips_across_look_where_no_recording_camera_did():
+    recipe = replace(tiny_recipe(1), kind="cross-camera")
+    street = build_street(recipe.street)
+    forward = drive(street, 12, (32, 18)).cameras[5].camtoworld[:3, 2]
+    clips = draw_clips(street, recipe, 6, np.random.default_rng(0))
+    turned = [float(clip[0].camtoworld[:3, 2] @ forward) for clip in clips]
+    assert turned == pytest.approx([0.7071] * 6, abs=0.1)
+    assert len({clip[0].name for clip in clips}) == 2
+
+
+@pytest.mark.parametrize("quadrant, rows, columns", [(0, slice(0, 9), slice(0, 16)),
+                                                     (3, slice(9, 18), slice(16, 32))])  # fmt: skip
+def test_a_missing_quadrant_is_neither_learned_nor_warped(quadrant, rows, columns):
+    street = build_street(tiny_recipe(1).street)
+    capture = record(street, drive(street, 2, (32, 18)), RecordingConfig(num_points=50))
+    for frame in without_quadrant(capture, quadrant).frames:
+        mask = frame.mask((32, 18))
+        assert bool(mask[rows, columns].all()) and int(mask.sum()) == 9 * 16
 
 
 def test_a_damaged_cache_is_named(cache, tmp_path):
@@ -139,6 +170,16 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(made_up, tmp_path)
         Fitting([made_up], TINY).resume(path)
 
 
+def test_training_may_begin_with_learned_weights(made_up):
+    first, second = Fitting([made_up], TINY), Fitting([made_up], replace(TINY, seed=5))
+    assert not torch.equal(first.network.stem.weight, second.network.stem.weight)
+    second.start_from(first.averaged.state_dict())
+    assert torch.equal(first.network.stem.weight, second.network.stem.weight)
+    next(second.run())
+    with pytest.raises(TrainingError, match="at step 1"):
+        second.start_from(first.averaged.state_dict())
+
+
 def test_without_pairs_nothing_is_trained():
     with pytest.raises(TrainingError, match="at least one street"):
         Fitting([], TINY)
@@ -146,7 +187,7 @@ def test_without_pairs_nothing_is_trained():
 
 def test_variations_keep_pair_and_truth_together(made_up):
     pair = made_up.crop(0, 0, 0, 48, 64)
-    degraded, truth = pair.degraded.float()[None], pair.truth.float()[None]
+    degraded, truth = pair.degraded.float(), pair.truth.float()
     degraded[:, FUSED] = truth
     before = degraded[:, EIG].clone()
     changed, moved = vary(degraded.clone(), truth.clone(), np.random.default_rng(2))
@@ -160,13 +201,16 @@ def test_the_command_trains_and_goes_on(cache, tmp_path, monkeypatch, capsys):
     from faithfusion_studio.repair import load_refiner
 
     monkeypatch.setattr(train, "street_recipe", tiny_recipe)
-    monkeypatch.setattr(train, "PRESETS", {"S": replace(TINY, steps=6)})
+    presets = {"S": replace(TINY, steps=6), "M": replace(TINY, size="M")}
+    monkeypatch.setattr(train, "PRESETS", presets)
     out = tmp_path / "w.safetensors"
     shutil.copy(cache, tmp_path)
     words = ["train-refiner", str(out), "--seeds", "111:112", "--cache", str(tmp_path)]
     assert cli.main(words) == 0
     assert "6 steps on 3 pairs of 1 streets" in capsys.readouterr().out
     first = load_refiner(out).state_dict()
+    assert cli.main([*words, "--size", "M", "--start", str(out)]) == 2
+    assert "give --size S" in capsys.readouterr().err
     assert cli.main(words) == 0
     assert "going on after step 6" in capsys.readouterr().err
     for name, value in load_refiner(out).state_dict().items():
