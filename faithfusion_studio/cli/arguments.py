@@ -92,7 +92,7 @@ class Info(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class AlongPath(DeviceCommand):
-    """Cameras along the recorded drive."""
+    """Cameras along the recorded drive; of splats that came without one, along the first saved path."""
 
     offset: float = 0.0
     """Lateral offset of the whole rig, m; positive is left."""

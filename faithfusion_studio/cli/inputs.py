@@ -113,6 +113,10 @@ def cameras_of(scene: Scene, path: AlongPath) -> tuple[tuple[Camera, ...], list[
         from faithfusion_studio.io import camera_path_stems, read_camera_path
 
         trajectory, stems = read_camera_path(path.cameras), camera_path_stems(path.cameras)
+    elif scene.capture is None and scene.paths:
+        # Splats of other tools that came with cameras but without pictures.
+        trajectory = next(iter(scene.paths.values()))
+        stems = frame_stems(None, len(trajectory))
     else:
         trajectory = scene.trajectory
         stems = frame_stems(scene.capture, len(trajectory))

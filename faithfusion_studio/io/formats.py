@@ -23,10 +23,12 @@ from faithfusion_studio.io.drivestudio import read_drivestudio, write_drivestudi
 from faithfusion_studio.io.export import SPLAT_FORMATS, ExportOptions, splat_format, write_splats
 from faithfusion_studio.io.gsplat_files import gsplat_ranks, read_gsplat
 from faithfusion_studio.io.inria_ply import read_ply
+from faithfusion_studio.io.inria_run import inria_point_cloud, read_inria_run
 from faithfusion_studio.io.ksplat import is_ksplat, read_ksplat
 from faithfusion_studio.io.native import NativeFileError, read_native, write_native
 from faithfusion_studio.io.nerfstudio_files import nerfstudio_checkpoint, read_nerfstudio
 from faithfusion_studio.io.ply import read_ply_header
+from faithfusion_studio.io.point_scenes import is_npz, read_point_scene
 from faithfusion_studio.io.sog import is_sog_archive, is_sog_folder, is_sog_meta, read_sog
 from faithfusion_studio.io.splat import looks_like_splat, read_splat
 from faithfusion_studio.io.splat_files import dropped_note, splat_scene, usable_rows
@@ -41,6 +43,8 @@ Format = Literal[
     "spz",
     "ksplat",
     "sog",
+    "inria_run",
+    "points",
     "gsplat",
     "nerfstudio",
     "drivestudio",
@@ -57,6 +61,8 @@ FORMATS: dict[str, str] = {
     "spz": "Niantic SPZ of version 1 to 4 (.spz), read and written",
     "ksplat": "GaussianSplats3D splats (.ksplat), read",
     "sog": "PlayCanvas SOG (.sog, or a folder with meta.json), read and written",
+    "inria_run": "run folder of Inria's 3DGS (point_cloud/iteration_*), read",
+    "points": "coloured points with cameras (.npz), read as small balls",
     "gsplat": "gsplat checkpoint (.pt of one or several ranks, or a run folder), read and written",
     "nerfstudio": "nerfstudio splatfacto checkpoint (.ckpt, or a run folder), read",
     "drivestudio": "DriveStudio, OmniRe or FaithFusion checkpoint (.pth), read and written",
@@ -114,6 +120,8 @@ def _kind_of_folder(path: Path) -> Format | None:
         return "capture"
     if is_sog_folder(path):
         return "sog"
+    if inria_point_cloud(path) is not None:
+        return "inria_run"
     if nerfstudio_checkpoint(path) is not None:
         return "nerfstudio"
     return "gsplat" if gsplat_ranks(path) else None
@@ -137,7 +145,9 @@ def _kind_of_pickle(path: Path, head: bytes) -> Format | None:
     if head.startswith(b"PK\x03\x04"):
         if is_torch_archive(path):
             return checkpoint_kind(path)
-        return "sog" if is_sog_archive(path) else None
+        if is_sog_archive(path):
+            return "sog"
+        return "points" if is_npz(path) else None
     return "checkpoint" if head.startswith(b"\x80") else None
 
 
@@ -240,6 +250,8 @@ READERS: dict[str, Callable[[Path], Scene]] = {
     "spz": _read_spz,
     "ksplat": _read_ksplat,
     "sog": _read_sog,
+    "inria_run": read_inria_run,
+    "points": read_point_scene,
     "gsplat": read_gsplat,
     "nerfstudio": read_nerfstudio,
     "drivestudio": read_drivestudio,

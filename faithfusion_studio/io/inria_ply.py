@@ -57,8 +57,8 @@ def read_ply(path: Path | str) -> tuple[Gaussians, int]:
         channel_major = columns(*(f"f_rest_{i}" for i in range(rest)))
         shN = channel_major.reshape(-1, 3, _REST[rest]).transpose(1, 2).contiguous()
     provenance = np.zeros(len(rows), np.uint8)
-    if "provenance" in names and rows["provenance"].dtype.kind == "u":
-        provenance = np.minimum(rows["provenance"], 3).astype(np.uint8)
+    if "provenance" in names:
+        provenance = np.nan_to_num(rows["provenance"]).clip(0, 3).astype(np.uint8)
     gaussians = Gaussians(
         means=columns("x", "y", "z"),
         log_scales=columns("scale_0", "scale_1", "scale_2"),
@@ -81,7 +81,10 @@ def _base_color(path: Path, rows: np.ndarray, columns) -> Tensor:
 
 
 def write_ply(gaussians: Gaussians, path: Path | str) -> None:
-    """Write Gaussians as a binary Inria PLY: 62 floats of SH degree 3 and a byte `provenance`.
+    """Write Gaussians as a binary Inria PLY: 62 floats of SH degree 3.
+
+    Where not everything was recorded, a float `provenance` follows; a byte would be enough, but
+    Niantic's tools refuse vertices that are not of floats alone.
 
     Raises:
         SplatFileError: There is nothing to write, or the file cannot be written.
@@ -102,13 +105,13 @@ def write_ply(gaussians: Gaussians, path: Path | str) -> None:
     names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3))]
     names += [f"f_rest_{i}" for i in range(45)]
     names += ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    if bool(g.provenance.any()):
+        parts.append(g.provenance[:, None])
+        names.append("provenance")
     table = torch.cat([part.detach().to(torch.float32) for part in parts], dim=1).numpy()
-    rows = np.empty(count, [("values", "<f4", len(names)), ("provenance", "u1")])
-    rows["values"] = table
-    rows["provenance"] = g.provenance.numpy()
     lines = ["ply", "format binary_little_endian 1.0", "comment FaithFusion Studio"]
     lines += [f"element vertex {count}", *(f"property float {name}" for name in names)]
-    lines += ["property uchar provenance", "end_header", ""]
+    lines += ["end_header", ""]
     with write_atomically(path, SplatFileError) as temporary, temporary.open("wb") as file:
         file.write("\n".join(lines).encode("ascii"))
-        rows.tofile(file)
+        table.astype("<f4", copy=False).tofile(file)

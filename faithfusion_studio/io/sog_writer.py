@@ -30,6 +30,7 @@ CODES = 256
 MAX_PALETTE = 65_536
 _SAMPLE = 1_000_000
 _ROUNDS = 12
+_CUTS = 16
 
 
 def write_sog(gaussians: Gaussians, path: Path | str) -> list[str]:
@@ -187,7 +188,7 @@ def _palette(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(count), rows
     labels = np.zeros(count, np.int64)
     order = np.arange(count)
-    for _ in range(16):
+    for _ in range(_CUTS):
         starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) > 0])
         sizes = np.diff(np.r_[starts, count])
         ordered = rows[order]

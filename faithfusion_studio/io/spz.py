@@ -39,7 +39,7 @@ from faithfusion_studio.io.quantised import (
     unit_quats,
 )
 from faithfusion_studio.io.splat_files import keep_finite, require_rows
-from faithfusion_studio.transforms import quat_multiply, rotate_sh
+from faithfusion_studio.transforms import rotate_sh
 
 MAGIC = b"NGSP"
 _HEADER = struct.Struct("<4sIIBBB")
@@ -340,11 +340,12 @@ def flipped_yz(gaussians: Gaussians) -> Gaussians:
     This leads from right-up-back, in which `.spz` and glTF files nominally are, to
     right-down-forward, in which PLY files usually are; and back.
     """
-    turn = torch.tensor([0.0, 1.0, 0.0, 0.0]).to(gaussians.quats)
+    # Half a turn before and after the rotation: the first leaves an ellipsoid as it is.
+    turned = torch.tensor([1.0, 1.0, -1.0, -1.0]).to(gaussians.quats)
     signs = torch.tensor([1.0, -1.0, -1.0]).to(gaussians.means)
     return replace(
         gaussians,
         means=gaussians.means * signs,
-        quats=quat_multiply(turn.expand_as(gaussians.quats), gaussians.quats),
+        quats=gaussians.quats * turned,
         shN=rotate_sh(gaussians.shN, torch.diag(signs)),
     )

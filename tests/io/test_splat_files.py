@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,20 @@ def test_our_ply_is_what_inria_readers_expect(tmp_path):
         "rot_3",
     ]
     assert names[62:] == ["provenance"]
+    assert {vertex[n].dtype for n in names} == {
+        np.dtype("<f4")
+    }  # Niantic's tools take nothing else
     np.testing.assert_array_equal(vertex["f_rest_15"], gaussians.shN[:, 0, 1])  # first green value
+
+
+def test_what_was_recorded_alone_is_written_as_exactly_the_62_values_of_inria(tmp_path):
+    gaussians = random_gaussians(5, 3)
+    recorded = replace(gaussians, provenance=torch.zeros(5, dtype=torch.uint8))
+    write_ply(recorded, tmp_path / "a.ply")
+    header = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")[0]
+    assert header.count(b"property float") == 62 and b"provenance" not in header
+    assert (tmp_path / "a.ply").stat().st_size == len(header) + len("end_header\n") + 5 * 62 * 4
+    assert_same(read_ply(tmp_path / "a.ply")[0], recorded)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
