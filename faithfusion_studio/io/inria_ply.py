@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +45,7 @@ def read_ply(path: Path | str) -> tuple[Gaussians, int]:
         )
 
     def columns(*wanted: str) -> Tensor:
-        with np.errstate(over="ignore"):
-            stacked = np.stack([rows[name].astype(np.float32) for name in wanted], axis=1)
-        return torch.from_numpy(stacked)
+        return _columns(rows, wanted)
 
     rest = sum(name.startswith("f_rest_") for name in names)
     if rest not in _REST or any(f"f_rest_{i}" not in names for i in range(rest)):
@@ -55,20 +55,38 @@ def read_ply(path: Path | str) -> tuple[Gaussians, int]:
     shN = torch.zeros(len(rows), 0, 3)
     if rest:
         channel_major = columns(*(f"f_rest_{i}" for i in range(rest)))
-        shN = channel_major.reshape(-1, 3, _REST[rest]).transpose(1, 2).contiguous()
+        shN = channel_major.unflatten(1, (3, _REST[rest])).transpose(1, 2).contiguous()
     provenance = np.zeros(len(rows), np.uint8)
     if "provenance" in names:
         provenance = np.nan_to_num(rows["provenance"]).clip(0, 3).astype(np.uint8)
     gaussians = Gaussians(
-        means=columns("x", "y", "z"),
-        log_scales=columns("scale_0", "scale_1", "scale_2"),
-        quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
-        logit_opacities=columns("opacity")[:, 0],
-        sh0=_base_color(path, rows, columns)[:, None],
+        means=columns("x", "y", "z").contiguous(),
+        log_scales=columns("scale_0", "scale_1", "scale_2").contiguous(),
+        quats=columns("rot_0", "rot_1", "rot_2", "rot_3").contiguous(),
+        logit_opacities=columns("opacity")[:, 0].contiguous(),
+        sh0=_base_color(path, rows, columns)[:, None].contiguous(),
         shN=shN,
         provenance=torch.from_numpy(provenance),
     )
     return keep_finite(gaussians, path)
+
+
+def _columns(rows: np.ndarray, names: Sequence[str]) -> Tensor:
+    """Some properties as float32, [N, len(names)]; a view where they are neighbours of floats.
+
+    Copying a property at a time would go through the whole file once for each.
+    """
+    fields = rows.dtype.fields or {}
+    kinds, places = zip(*(fields[name][:2] for name in names), strict=True)
+    neighbours = all(place == places[0] + 4 * i for i, place in enumerate(places))
+    aligned = rows.dtype.itemsize % 4 == 0 and places[0] % 4 == 0 and rows.ctypes.data % 4 == 0
+    if neighbours and aligned and set(kinds) == {np.dtype("<f4")} and sys.byteorder == "little":
+        table = rows.view(np.float32).reshape(len(rows), -1)
+        first = places[0] // 4
+        return torch.from_numpy(table)[:, first : first + len(names)]
+    with np.errstate(over="ignore"):
+        stacked = np.stack([rows[name].astype(np.float32) for name in names], axis=1)
+    return torch.from_numpy(stacked)
 
 
 def _base_color(path: Path, rows: np.ndarray, columns) -> Tensor:

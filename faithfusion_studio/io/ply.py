@@ -139,7 +139,9 @@ def read_ply_elements(path: Path, header: PlyHeader, names: Sequence[str]) -> di
                 "a splat or point file."
             )
     try:
-        data = path.read_bytes()[header.size :]
+        with path.open("rb") as file:
+            file.seek(header.size)
+            data = np.fromfile(file, np.uint8)
     except OSError as error:
         raise SplatFileError(
             f"{path}: cannot be read ({error.strerror}); check the path."
@@ -157,7 +159,7 @@ def _size_error(path: Path, header: PlyHeader, found: int, expected: str) -> Spl
 
 
 def _read_binary(
-    path: Path, header: PlyHeader, wanted: Sequence[PlyElement], data: bytes
+    path: Path, header: PlyHeader, wanted: Sequence[PlyElement], data: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     order = ">" if header.form == "binary_big_endian" else "<"
     types = [np.dtype([(n, order + t) for n, t in e.properties]) for e in wanted]
@@ -168,19 +170,20 @@ def _read_binary(
         raise _size_error(path, header, len(data), f"{needed:,} bytes")
     start = 0
     for element, dtype in zip(wanted, types, strict=True):
-        rows = np.frombuffer(data, dtype, element.count, start) if dtype.itemsize else None
-        start += dtype.itemsize * element.count
+        stop = start + dtype.itemsize * element.count
+        rows = data[start:stop].view(dtype) if dtype.itemsize else None
+        start = stop
         if rows is not None:
             yield element.name, rows if order == "<" else rows.astype(dtype.newbyteorder("<"))
 
 
 def _read_ascii(
-    path: Path, header: PlyHeader, wanted: Sequence[PlyElement], data: bytes
+    path: Path, header: PlyHeader, wanted: Sequence[PlyElement], data: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     needed = sum(len(e.properties) * e.count for e in wanted)
     if needed * 2 > len(data) + 1:
         raise _size_error(path, header, len(data), f"{needed:,} numbers")
-    tokens = data.split()
+    tokens = data.tobytes().split()
     exact = not any(e.count for e in header.elements[len(wanted) :])
     if len(tokens) < needed or (exact and len(tokens) != needed):
         raise SplatFileError(
