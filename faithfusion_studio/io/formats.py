@@ -128,8 +128,11 @@ def _kind_of_folder(path: Path) -> Format | None:
 
 
 def _kind_of(path: Path, head: bytes) -> Format | None:
-    found = (probe(path, head) for probe in _PROBES)
-    return next((kind for kind in found if kind is not None), None)
+    for probe in _PROBES:
+        kind = probe(path, head)
+        if kind is not None:
+            return kind
+    return None
 
 
 def _kind_of_container(path: Path, head: bytes) -> Format | None:

@@ -114,14 +114,14 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _spacing(means: np.ndarray) -> np.ndarray:
     """Half the mean distance to the nearest neighbours, m; [N]."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     good = np.isfinite(means).all(1) & (np.abs(means) < MAX_COORDINATE).all(1)
     spacing = np.full(len(means), 1e-3)
     if good.sum() > 1:
         points = means[good].astype(np.float64)
         number = min(_NEIGHBOURS + 1, len(points))
-        near = cKDTree(points).query(points, k=list(range(2, number + 1)))[0]
+        near = KDTree(points).query(points, k=list(range(2, number + 1)))[0]
         spacing[good] = 0.5 * near.mean(1)
     typical = float(np.median(spacing[good])) if good.any() else 1.0
     # Duplicates have no spacing of their own, and lonely points would become clouds.
