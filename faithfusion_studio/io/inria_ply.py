@@ -77,7 +77,7 @@ def _columns(rows: np.ndarray, names: Sequence[str]) -> Tensor:
 
     Copying a property at a time would go through the whole file once for each.
     """
-    fields: dict[str, Any] = dict(rows.dtype.fields or {})
+    fields: Any = rows.dtype.fields
     kinds, places = zip(*(fields[name][:2] for name in names), strict=True)
     neighbours = all(place == places[0] + 4 * i for i, place in enumerate(places))
     aligned = rows.dtype.itemsize % 4 == 0 and places[0] % 4 == 0 and rows.ctypes.data % 4 == 0

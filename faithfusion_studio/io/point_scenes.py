@@ -121,7 +121,7 @@ def _spacing(means: np.ndarray) -> np.ndarray:
     if good.sum() > 1:
         points = means[good].astype(np.float64)
         number = min(_NEIGHBOURS + 1, len(points))
-        near = KDTree(points).query(points, k=list(range(2, number + 1)))[0]
+        near = KDTree(points).query(points, k=number)[0][:, 1:]
         spacing[good] = 0.5 * near.mean(1)
     typical = float(np.median(spacing[good])) if good.any() else 1.0
     # Duplicates have no spacing of their own, and lonely points would become clouds.
