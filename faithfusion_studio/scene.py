@@ -19,6 +19,7 @@ from torch import Tensor
 from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.gaussians import Gaussians, concatenate
+from faithfusion_studio.lens import Lens, shown, undistort
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.sky import Sky
 
@@ -54,9 +55,24 @@ class PosedImage:
     """File stem or recorded name, unique within a capture."""
     dynamic_mask: bytes | None = None
     """Encoded PNG, non-zero where something moves; None where unknown."""
+    lens: Lens | None = None
+    """How `data` is bent; what is given out is the pinhole picture. None for a pinhole photo."""
 
     def encoded(self) -> bytes:
-        """The encoded bytes, read from disk if need be.
+        """The encoded bytes of the pinhole picture: as recorded, or straightened and encoded anew (JPEG 97).
+
+        Raises:
+            SceneError: The file is gone or cannot be read.
+        """
+        if self.lens is None:
+            return self._recorded()
+        import cv2
+
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 97]
+        return cv2.imencode(".jpg", self._decoded(), quality)[1].tobytes()
+
+    def _recorded(self) -> bytes:
+        """The bytes as recorded, read from disk if need be.
 
         Raises:
             SceneError: The file is gone or cannot be read.
@@ -81,8 +97,21 @@ class PosedImage:
         """
         import cv2
 
+        raw, expected = self._decoded(), (self.camera.width, self.camera.height)
+        if size is not None and size != expected:
+            shrink = size[0] < expected[0]
+            raw = cv2.resize(
+                raw, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+            )
+        rgb = torch.from_numpy(np.ascontiguousarray(raw[:, :, ::-1]))
+        return rgb.to(torch.float32) / 255.0
+
+    def _decoded(self) -> np.ndarray:
+        """[H, W, 3] BGR bytes of the pinhole picture, at the camera's size."""
+        import cv2
+
         raw = cv2.imdecode(
-            np.frombuffer(self.encoded(), np.uint8),
+            np.frombuffer(self._recorded(), np.uint8),
             cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
         )
         where = self.data if isinstance(self.data, Path) else (self.name or "a stored frame")
@@ -94,24 +123,26 @@ class PosedImage:
                 f"{where}: the image is {raw.shape[1]}x{raw.shape[0]} but its camera says "
                 f"{expected[0]}x{expected[1]}; give the intrinsics of this image size."
             )
-        if size is not None and size != expected:
-            shrink = size[0] < expected[0]
-            raw = cv2.resize(
-                raw, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-            )
-        rgb = torch.from_numpy(np.ascontiguousarray(raw[:, :, ::-1]))
-        return rgb.to(torch.float32) / 255.0
+        return raw if self.lens is None else undistort(raw, self.camera, self.lens)
 
     def mask(self, size: tuple[int, int]) -> Bool[Tensor, "H W"] | None:
-        """The dynamic mask at a width and height, True where something moves; None where unknown."""
-        if self.dynamic_mask is None:
-            return None
+        """What to leave out at a width and height: True where something moves, or where a bent photo does
+        not reach; None where neither is known."""
         import cv2
 
+        unseen = None
+        if self.lens is not None:
+            hidden = (~shown(self.camera, self.lens)).astype(np.uint8)
+            unseen = torch.from_numpy(cv2.resize(hidden, size, interpolation=cv2.INTER_NEAREST) > 0)
+        if self.dynamic_mask is None:
+            return unseen
         raw = cv2.imdecode(np.frombuffer(self.dynamic_mask, np.uint8), cv2.IMREAD_GRAYSCALE)
         if raw is None:
             raise SceneError(f"{self.name}: its dynamic mask is not a readable image; replace it.")
-        return torch.from_numpy(cv2.resize(raw, size, interpolation=cv2.INTER_NEAREST) > 0)
+        if self.lens is not None and raw.shape[1::-1] == (self.camera.width, self.camera.height):
+            raw = undistort(raw, self.camera, self.lens)
+        moving = torch.from_numpy(cv2.resize(raw, size, interpolation=cv2.INTER_NEAREST) > 0)
+        return moving if unseen is None else moving | unseen
 
 
 @dataclass(frozen=True, eq=False)

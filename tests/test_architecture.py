@@ -27,6 +27,7 @@ FLOORS = {
     "nodes": 1,
     "motion": 1,
     "sky": 1,
+    "lens": 1,
     "gaussians": 1,
     "cameras": 1,
     "transforms": 0,
@@ -35,6 +36,8 @@ FLOORS = {
 SAME_FLOOR = {
     ("scene", "nodes"),
     ("scene", "sky"),
+    ("scene", "lens"),
+    ("lens", "cameras"),
     ("scene", "gaussians"),
     ("scene", "cameras"),
     ("nodes", "motion"),

@@ -20,6 +20,7 @@ import torch
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.lens import Lens
 from faithfusion_studio.scene import Capture, PointCloud, PosedImage
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
@@ -42,6 +43,10 @@ class Shot:
     ego_to_world: torch.Tensor | None = None
     dynamic_mask: str | None = None
     """Path of a PNG that is non-zero where something moves."""
+    mask_keeps: bool = False
+    """Whether the mask marks what to keep instead (nerfstudio's are black where to ignore)."""
+    lens: Lens | None = None
+    """How the photo is bent; None for a pinhole photo."""
 
 
 # ----------------------------------------------------------------------------------- JSON values
@@ -264,7 +269,7 @@ def build_capture(
         camera = _fitted(shot, size, path)
         name = Path(shot.file.replace("\\", "/")).with_suffix("").as_posix()
         name = name.removeprefix("images/")
-        kept.append((shot, PosedImage(camera, path, name, _mask(root, shot))))
+        kept.append((shot, PosedImage(camera, path, name, _mask(root, shot), shot.lens)))
     if len(kept) < min(2, len(shots)):
         raise CaptureError(
             f"{root}: {len(missing)} of {len(shots)} images are missing or unreadable (the first "
@@ -275,6 +280,10 @@ def build_capture(
         notes.append(
             f"{len(missing)} of {len(shots)} frames were left out because their images are "
             f"missing or unreadable (the first is {missing[0]})."
+        )
+    if bent := len({shot.lens for shot, _ in kept if shot.lens is not None}):
+        notes.append(
+            f"{bent} lens{'es are' if bent > 1 else ' is'} straightened as photos are read."
         )
     egos = [shot.ego_to_world for shot, _ in kept if shot.ego_to_world is not None]
     if len(egos) not in (0, len(kept)):
@@ -298,7 +307,16 @@ def _mask(root: Path, shot: Shot) -> bytes | None:
     if shot.dynamic_mask is None:
         return None
     path = inside(root, shot.dynamic_mask)
-    return path.read_bytes() if image_size(path) is not None else None
+    if image_size(path) is None:
+        return None
+    if not shot.mask_keeps:
+        return path.read_bytes()
+    import cv2
+
+    kept = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if kept is None:
+        return None
+    return cv2.imencode(".png", (kept == 0).astype(np.uint8) * 255)[1].tobytes()
 
 
 def _fitted(shot: Shot, size: tuple[int, int], path: Path) -> Camera:

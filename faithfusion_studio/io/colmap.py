@@ -26,6 +26,7 @@ from faithfusion_studio.io.capture_files import (
     point_cloud,
     require_rigid,
 )
+from faithfusion_studio.lens import DISTORTIONS, Lens, lens_of
 from faithfusion_studio.scene import Capture, PointCloud
 from faithfusion_studio.transforms import invert_rigid, quat_to_rotmat
 
@@ -50,20 +51,20 @@ MODELS: tuple[tuple[str, int, int], ...] = (
     ("EUCM", 6, 2),
     ("EQUIRECTANGULAR", 2, 0),
 )
-_PINHOLE_WHEN_ZERO = {"SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"}
-_PINHOLE_WHEN_ZERO |= {"FULL_OPENCV", "SIMPLE_DIVISION", "DIVISION"}
 _SIDE = re.compile(r"(?P<index>\d+)[_-](?P<side>[A-Za-z][A-Za-z0-9]*)")
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 
 
 @dataclass(frozen=True)
 class ColmapCamera:
-    """Intrinsics of one COLMAP camera that is a pinhole."""
+    """Intrinsics of one COLMAP camera."""
 
     width: int
     height: int
     intrinsics: tuple[float, float, float, float]
     """fx, fy, cx, cy in pixels."""
+    lens: Lens | None = None
+    """Its distortion; None for a pinhole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def read_colmap(folder: Path) -> Capture:
         folder: The capture's root; frames are ordered by name, 0.1 s apart.
 
     Raises:
-        CaptureError: No model, a damaged file, a lens that is not a pinhole, or missing images.
+        CaptureError: No model, a damaged file, a panorama, or missing images.
     """
     model = find_model(folder)
     if model is None:
@@ -122,7 +123,7 @@ def read_colmap(folder: Path) -> Capture:
             time=index / DEFAULT_FPS,
             name=name,
         )
-        shots.append(Shot(image.name, camera))
+        shots.append(Shot(image.name, camera, lens=lens.lens))
     shots.sort(key=lambda shot: shot.camera.time)
     pictures = folder / "images"
     return build_capture(
@@ -219,7 +220,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_colmap_cameras(model: Path) -> dict[int, ColmapCamera]:
-    """Cameras by id from cameras.bin or cameras.txt; lenses that are not pinholes are refused."""
+    """Cameras by id from cameras.bin or cameras.txt; panoramas are refused."""
     cameras = {}
     if (model / "cameras.bin").is_file():
         reader = _Reader(model / "cameras.bin")
@@ -253,11 +254,10 @@ def _lens(
     path: Path, camera_id: int, number: int, size: tuple[int, int], values: tuple[float, ...]
 ) -> ColmapCamera:
     name, _, focals = MODELS[number]
-    distorted = any(v != 0 for v in values[focals + 2 :])
-    if name not in _PINHOLE_WHEN_ZERO or distorted:
+    if name not in DISTORTIONS:
         raise CaptureError(
-            f"{path}: camera {camera_id} has the lens model {name}, which is not a pinhole; "
-            "undistort the images first (colmap image_undistorter)."
+            f"{path}: camera {camera_id} has the lens model {name}, which no pinhole picture can "
+            "replace; cut perspective views out of the panoramas first."
         )
     fx, fy = values[0], values[focals - 1]
     cx, cy = values[focals], values[focals + 1]
@@ -267,7 +267,8 @@ def _lens(
             f"{path}: camera {camera_id} has impossible intrinsics ({size[0]}x{size[1]}, focal "
             f"{fx:g}, {fy:g}); export the model again."
         )
-    return ColmapCamera(size[0], size[1], (fx, fy, cx, cy))
+    lens = lens_of(name, values[focals + 2 :])
+    return ColmapCamera(size[0], size[1], (fx, fy, cx, cy), lens)
 
 
 def read_colmap_images(model: Path) -> list[ColmapImage]:

@@ -31,9 +31,12 @@ from faithfusion_studio.io.capture_files import (
     text,
 )
 from faithfusion_studio.io.point_files import read_points
+from faithfusion_studio.lens import Lens, lens_of
 from faithfusion_studio.scene import Capture
 
-_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_OPENCV = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+"""Coefficients in the order of COLMAP's FULL_OPENCV."""
+_FISHEYE = ("k1", "k2", "k3", "k4")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 
 
@@ -41,7 +44,7 @@ def read_transforms_json(path: Path) -> Capture:
     """A recording from a `transforms.json`; frames are ordered by name, `fps` apart (10 if unsaid).
 
     Raises:
-        CaptureError: A missing key, a lens with distortion, a broken pose, or missing images.
+        CaptureError: A missing key, a panorama, a broken pose, or missing images.
     """
     content = read_json(path)
     root = path.parent
@@ -68,7 +71,9 @@ def read_transforms_json(path: Path) -> Capture:
         camera = make_camera(
             pose @ OPENGL_TO_OPENCV, _intrinsics(values, size, what), size, time=time, name=name
         )
-        shots.append(Shot(file, camera))
+        shots.append(
+            Shot(file, camera, None, _mask(root, frame), mask_keeps=True, lens=_lens(values, what))
+        )
     shots.sort(key=lambda shot: shot.camera.time)
     points = None
     if isinstance(content.get("ply_file_path"), str):
@@ -99,13 +104,6 @@ def _size(values: dict[str, Any], path: Path, what: str) -> tuple[int, int]:
 def _intrinsics(
     values: dict[str, Any], size: tuple[int, int], what: str
 ) -> tuple[float, float, float, float]:
-    model = values.get("camera_model", "OPENCV")
-    bent = [k for k in _DISTORTION if finite_number(values.get(k, 0.0), f"{what}: {k}") != 0]
-    if model not in _PINHOLE_MODELS or bent or values.get("is_fisheye"):
-        raise CaptureError(
-            f"{what} has the lens model {str(model)[:40]} with {', '.join(bent) or 'no'} distortion "
-            "coefficients; only pinhole images can be used, so undistort them first."
-        )
     width, height = size
     if "fl_x" in values:
         fx = positive_number(values["fl_x"], f"{what}: fl_x")
@@ -118,3 +116,23 @@ def _intrinsics(
     cx = finite_number(values.get("cx", width / 2), f"{what}: cx")
     cy = finite_number(values.get("cy", height / 2), f"{what}: cy")
     return fx, fy, cx, cy
+
+
+def _lens(values: dict[str, Any], what: str) -> Lens | None:
+    """The distortion of a frame; k4 is the fourth term of a fisheye lens, of other lenses a divisor."""
+    model = values.get("camera_model", "OPENCV")
+    fisheye = model == "OPENCV_FISHEYE" or values.get("is_fisheye") is True
+    if not fisheye and model not in _PINHOLE_MODELS:
+        raise CaptureError(
+            f"{what} has the camera model {str(model)[:40]}; expected a perspective or fisheye lens "
+            f"({', '.join(_PINHOLE_MODELS)}, OPENCV_FISHEYE)."
+        )
+    names = _FISHEYE if fisheye else _OPENCV
+    numbers = tuple(finite_number(values.get(k, 0.0), f"{what}: {k}") for k in names)
+    return lens_of("OPENCV_FISHEYE" if fisheye else "FULL_OPENCV", numbers)
+
+
+def _mask(root: Path, frame: dict[str, Any]) -> str | None:
+    """The file of a frame's mask, black where to ignore; None where there is none."""
+    name = frame.get("mask_path")
+    return name if isinstance(name, str) and inside(root, name).is_file() else None

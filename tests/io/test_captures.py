@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from faithfusion_studio.cameras import trajectory_from_cameras
 from faithfusion_studio.io import load_capture, read_colmap, sniff, write_cameras_json
 from faithfusion_studio.io.camera_files import OPENGL_TO_OPENCV
 from faithfusion_studio.io.capture_files import CaptureError, image_size, inside, natural_key
+from faithfusion_studio.lens import Lens
 
 
 def assert_same_cameras(capture, views, tolerance=1e-12):
@@ -53,7 +55,10 @@ def test_a_lens_without_distortion_values_is_a_pinhole(tmp_path):
     assert [K[0, 0], K[1, 1], K[0, 2], K[1, 2]] == [11.5, 11.5, 8.25, 6.5]
     cameras_txt = tmp_path / "sparse/0/cameras.txt"
     cameras_txt.write_text(cameras_txt.read_text().replace(" 0.0\n", " 0.01\n"))
-    with pytest.raises(CaptureError, match="SIMPLE_RADIAL.*undistort"):
+    frame = load_capture(tmp_path).frames[0]
+    assert frame.lens == Lens("SIMPLE_RADIAL", (0.01,))
+    cameras_txt.write_text("1 EQUIRECTANGULAR 16 12 8 6\n")
+    with pytest.raises(CaptureError, match="EQUIRECTANGULAR.*panorama"):
         load_capture(tmp_path)
 
 
@@ -124,11 +129,41 @@ def test_blender_files_leave_out_suffix_size_and_focal_length(tmp_path):
     assert (camera.K[0, 2], camera.K[1, 2]) == (8, 6)
 
 
-@pytest.mark.parametrize("extra", [{"k1": 0.1}, {"p2": -1e-3}, {"camera_model": "OPENCV_FISHEYE"}])
-def test_a_distorted_lens_is_refused_by_name(tmp_path, extra):
+@pytest.mark.parametrize(
+    ("extra", "lens"),
+    [
+        ({"k1": 0.1}, Lens("FULL_OPENCV", (0.1, *[0.0] * 7))),
+        ({"p2": -1e-3, "k3": 0.2}, Lens("FULL_OPENCV", (0.0, 0.0, 0.0, -1e-3, 0.2, 0.0, 0.0, 0.0))),
+        (
+            {"camera_model": "OPENCV_FISHEYE", "k4": 0.01},
+            Lens("OPENCV_FISHEYE", (0.0, 0.0, 0.0, 0.01)),
+        ),
+    ],
+)
+def test_a_distorted_lens_is_straightened(tmp_path, extra, lens):
     write_transforms(tmp_path, cameras(2), **extra)
-    with pytest.raises(CaptureError, match="k1|p2|OPENCV_FISHEYE"):
+    capture = load_capture(tmp_path)
+    assert capture.frames[0].lens == lens
+    assert "1 lens is straightened" in " ".join(capture.notes)
+
+
+def test_an_unknown_camera_model_is_refused_by_name(tmp_path):
+    write_transforms(tmp_path, cameras(2), camera_model="EQUIRECTANGULAR")
+    with pytest.raises(CaptureError, match="EQUIRECTANGULAR"):
         load_capture(tmp_path)
+
+
+def test_a_black_mask_leaves_pixels_out(tmp_path):
+    content = write_transforms(tmp_path, cameras(2))
+    keep = np.full((12, 16), 255, np.uint8)
+    keep[:, :4] = 0
+    cv2.imwrite(str(tmp_path / "mask.png"), keep)
+    content["frames"][0]["mask_path"] = "mask.png"
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    frames = {f.name: f for f in load_capture(tmp_path).frames}
+    masks = [f.mask((16, 12)) for f in frames.values()]
+    (mask,) = [m for m in masks if m is not None]
+    assert bool(mask[:, :4].all()) and not bool(mask[:, 4:].any())
 
 
 def test_distortion_of_zero_is_no_distortion(tmp_path):
