@@ -97,7 +97,8 @@ class FakeTrainer:
             self._moments["means"]["count"] += 1
             loss = self._world.losses.get(step, 1.0 / step)
             psnr = 20.0 + step if step in (1, self._steps) else float("nan")
-            yield Progress(step, self._steps, loss, psnr, 14, 3, float(self._steps - step))
+            moved = step / 100 if step in (1, self._steps) else float("nan")
+            yield Progress(step, self._steps, loss, psnr, 14, 3, float(self._steps - step), moved)
 
     def scene(self):
         background = replace(self._scene.background, means=self._means.clone())

@@ -137,6 +137,29 @@ FIGURES: dict[str, dict[str, Figure]] = {
             "", "the same 3 m aside, widened as the other scenes need it", "higher"
         ),
     },
+    "fusion": {
+        "bad_half_db": Figure(
+            "dB",
+            "PSNR change of the splats, default plan, where the render was bad before (upper half of the error)",
+            "higher",
+        ),
+        "good_half_db": Figure("dB", "the same where it was good before", "higher"),
+        "recorded_db": Figure("dB", "PSNR change of recorded views of the segment", "higher"),
+        "refiner_over_reprojection_ucr_db": Figure(
+            "dB",
+            "PSNR in UCR after the default plan, with the refiner over with reprojection alone",
+            "higher",
+        ),
+        "refiner_over_reprojection_frames_ucr_db": Figure(
+            "dB", "the same of the repaired frames before any distillation", "higher"
+        ),
+        "ucr_db": Figure("dB", "PSNR change in UCR, default plan", "higher"),
+        "hpr_db": Figure("dB", "PSNR change in HPR, default plan", "higher"),
+        "best_cell": Figure(
+            "", "repair and distillation of the cell that gains most in both halves together"
+        ),
+        "seconds": Figure("s", "repair and distillation with the default plan, per scene"),
+    },
 }
 
 _PROTOCOL = (500_000, (640, 360))
@@ -161,6 +184,10 @@ ANYWHERE: Mapping[str, tuple[float, float]] = {
     "max_rel_error_vs_bruteforce": (1e-4, 1e-4),
     "ratio": (50.0, 25.0),
     "open_and_render_4m_bytes": (6e9, 6e9),
+    "bad_half_db": (3.0, 3.0),
+    "good_half_db": (0.0, -0.1),
+    "recorded_db": (0.0, -0.2),
+    "refiner_over_reprojection_ucr_db": (1.0, 1.0),
 }
 """Goal and floor of figures that do not depend on the size of the generated street."""
 

@@ -43,19 +43,29 @@ class BenchConfig:
     peer: str | None = None
     """train: the program OpenSplat, run beside our trainer."""
     capture: str | None = None
-    """train: the recording both train on; uncertainty: one that brings its truth; None generates one."""
+    """train: the recording both train on; uncertainty, fusion: one that brings its truth; None generates one."""
     scenes: int = 0
-    """uncertainty: test streets."""
+    """uncertainty, fusion: test streets."""
     trainings: int = 1
-    """uncertainty: reconstructions of each scene, by seed."""
+    """uncertainty, fusion: reconstructions of each scene, by seed."""
     members: int = 0
     """uncertainty: further trainings of the ensemble; 0 leaves it out."""
     steps: int = 0
-    """uncertainty: of each reconstruction."""
+    """uncertainty, fusion: of each reconstruction."""
     views: int = 0
     """uncertainty: true views per scene and block."""
     scale: float = 1.0
-    """uncertainty: size of everything over the recorded size."""
+    """uncertainty, fusion: size of everything over the recorded size."""
+    offset: float = 3.0
+    """fusion: lateral offset of the true views of procedural streets, m."""
+    engines: tuple[str, ...] = ()
+    """fusion: repair engines by name, the first with all chains; all that can be used where empty."""
+    plans: bool = True
+    """fusion: also compare the named plans at equal steps."""
+    detector: str | None = None
+    """fusion: a YOLOX network as ONNX, for the IoU of vehicles."""
+    lane_net: str | None = None
+    """fusion: the weights of TwinLiteNet, for the IoU of lanes."""
 
 
 @dataclass(frozen=True)

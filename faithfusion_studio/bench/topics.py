@@ -69,6 +69,19 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
             views=3,
         ),
     ),
+    "fusion": (
+        "fusion.run.run_fusion",
+        BenchConfig(150_000, (480, 270), repeats=1, scenes=5, trainings=3, steps=1500, views=6),
+        BenchConfig(
+            40_000,
+            (320, 180),
+            repeats=1,
+            scenes=2,
+            steps=400,
+            views=3,
+            engines=("reprojection", "refiner"),
+        ),
+    ),
 }
 """Where each topic is run, its full size, and its size with --quick."""
 

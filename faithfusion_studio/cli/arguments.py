@@ -273,11 +273,11 @@ class Convert(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure speed against goals and floors, interleaved in one run, or whether uncertainty predicts true errors."""
+    """Measure speed, whether uncertainty predicts true errors, or what repair and fusion do to the splats."""
 
-    topic: Positional[Literal["raster", "eig", "train", "view", "scale", "uncertainty"]]
+    topic: Positional[Literal["raster", "eig", "train", "view", "scale", "uncertainty", "fusion"]]
     quick: bool = False
-    """A smaller run of less than 45 s on 2 cores; of less than 10 min in the topic uncertainty."""
+    """A smaller run of less than 45 s on 2 cores; of less than 10 min in the topics uncertainty and fusion."""
     gaussians: int | None = None
     """Gaussians of the generated street; that of the topic when not given."""
     size: str | None = None
@@ -287,17 +287,29 @@ class Bench(Command):
     peer: str | None = None
     """train: the program OpenSplat, run beside our trainer on the same frames."""
     capture: Path | None = None
-    """train: the recording of that race, with 3D points. uncertainty: what `synthesize` wrote, or a stereo recording. Generated when not given."""
+    """train: the recording of that race, with 3D points. uncertainty, fusion: what `synthesize` wrote, or a stereo recording. Generated when not given."""
     seconds: float | None = None
     """train: how long each side of the race runs. view: how long the camera moves."""
     steps: int | None = None
-    """uncertainty: of each reconstruction; that of the topic when not given."""
+    """uncertainty, fusion: of each reconstruction; that of the topic when not given."""
     scenes: int | None = None
-    """uncertainty: test streets; those of the topic when not given."""
+    """uncertainty, fusion: test streets; those of the topic when not given."""
     trainings: int | None = None
-    """uncertainty: reconstructions of each scene; those of the topic when not given."""
+    """uncertainty, fusion: reconstructions of each scene; those of the topic when not given."""
     scale: float | None = None
-    """uncertainty: size of everything over the recorded size."""
+    """uncertainty, fusion: size of everything over the recorded size."""
+    views: int | None = None
+    """uncertainty, fusion: true views per scene; those of the topic when not given."""
+    offset: float | None = None
+    """fusion: lateral offset of the true views of generated streets, m, positive is left; 3 when not given."""
+    engines: str | None = None
+    """fusion: repair engines separated by commas, the first with all chains; all that can be used when not given."""
+    plans: bool | None = None
+    """fusion: whether the named plans are compared at equal steps too; they are when not given."""
+    detector: Path | None = None
+    """fusion: a YOLOX network as ONNX, for the IoU of vehicles."""
+    lane_net: Path | None = None
+    """fusion: the weights of TwinLiteNet, for the IoU of lanes."""
     out: Path | None = None
     """Folder for the report as JSON, Markdown and a plot."""
     seed: int = 0

@@ -127,6 +127,12 @@ def bench(args: a.Bench) -> Result:
         trainings=args.trainings,
         scale=args.scale,
         capture=None if args.capture is None else str(args.capture),
+        views=args.views,
+        offset=args.offset,
+        engines=None if args.engines is None else tuple(args.engines.split(",")),
+        plans=args.plans,
+        detector=None if args.detector is None else str(args.detector),
+        lane_net=None if args.lane_net is None else str(args.lane_net),
     )
     folder = None if args.out is None else output_folder(args.out)
     report = run_bench(args.topic, config)

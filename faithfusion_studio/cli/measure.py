@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from faithfusion_studio.cli import arguments as a
-from faithfusion_studio.cli.annotations import AnnotatedMetrics
+from faithfusion_studio.cli.annotations import annotated_views
 from faithfusion_studio.cli.console import ProgressLine, say
 from faithfusion_studio.cli.inputs import CommandLineError
 from faithfusion_studio.cli.running import Result, chosen_device, opened, with_evidence
@@ -110,7 +110,7 @@ def _measured(
 ) -> tuple[Sheet, str]:
     sheet, line, sizes = Sheet(), ProgressLine("measured frame"), []
     lpips = _perceptual(args, sheet)
-    annotated = AnnotatedMetrics.of(args, scene, truth, sheet.missing)
+    annotated = annotated_views(args, scene, truth, sheet.missing)
     network = lpips if args.inception is None else InceptionFeatures(args.inception)
     neighbours, features = _Neighbours(), ([], [])
     for done, true in enumerate(truth.frames(), start=1):

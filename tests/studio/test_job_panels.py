@@ -233,6 +233,72 @@ def test_fuse_runs_with_the_chosen_numbers_and_can_be_undone(studio):
     assert s.session.state.cursor == 0
 
 
+def test_a_plan_follows_the_view_until_it_is_changed_by_hand(studio):
+    s = studio(add_fusion_panel)
+    s.gui.use("Plan", "Metre by metre")
+    assert not s.gui.find("Steps").visible
+    assert all(f"+{d} m, frames 1-3" in s.gui.text() for d in (1, 2, 3))
+    assert "3 stage(s), 600 steps." in s.gui.text()
+    s.view.set(offset=-1.5, segment=Segment(2, 5))
+    assert "-1.5 m, frames 2-4" in s.gui.text() and "2 stage(s)" in s.gui.text()
+    s.view.set(offset=0.0)
+    assert s.gui.find("Start fusion").disabled
+    assert "move the path sideways first" in s.gui.text()
+    s.view.set(offset=2.0)
+    s.gui.use("Stage", 2)
+    s.gui.use("Stage steps", 7)
+    s.gui.use("Offset, m", 2.5)
+    s.gui.use("Stage weighting", "Uniform")
+    s.gui.use("Only UCR may change", False)
+    assert "+2.5 m, frames 2-4" in s.gui.text() and "uniform, ungated" in s.gui.text()
+    s.view.set(offset=-4.0)
+    assert "+2.5 m, frames 2-4" in s.gui.text()  # what was changed by hand stays
+    s.gui.use("Stages", "Add")
+    assert "3 stage(s), 214 steps." in s.gui.text()
+    s.gui.use("Stages", "Remove")
+    s.gui.use("Stages", "Remove")
+    assert "1 stage(s), 200 steps." in s.gui.text()
+    s.gui.use("Stages", "Remove")
+    assert any("at least one stage" in body for _, body, _ in s.view._window.notes)
+
+
+def test_a_plan_is_carried_out_stage_by_stage_and_shows_where_it_is(studio):
+    s = studio(add_fusion_panel)
+    s.gui.use("Plan", "Metre by metre")
+    for stage in (1, 2, 3):
+        s.gui.use("Stage", stage)
+        s.gui.use("Stage steps", 2)
+    s.world.hold()
+    s.gui.use("Start fusion")
+    s.world.allow(3 + 2 + 1)
+    fakes.wait_until(lambda: s.world.steps_done == 6 and s.session.state.plan_done == 1)
+    s.update(s.session.state)
+    assert s.gui.text().count("✓") == 1 and s.gui.text().count("▶") == 1
+    s.world.free = True
+    s.world.allow(100)
+    s.settle()
+    assert [label[:10] for label in s.session.state.history[1:]] == [
+        "Fusion +1 ",
+        "Fusion +2 ",
+        "Fusion +3 ",
+    ]
+    assert s.gui.text().count("✓") == 3 and "▶" not in s.gui.text()
+    assert "needed no repair 2.0% look different" in s.gui.text()
+    s.gui.use("Undo: Fusion +3 m, frames 1-3")
+    s.settle()
+    s.gui.use("Start fusion")
+    s.settle()
+    assert len(s.session.state.history) == 4
+
+
+def test_published_plans_are_shortened_for_a_cpu(studio):
+    s = studio(add_fusion_panel)
+    s.gui.use("Plan", "FaithFusion (as released)")
+    text = s.gui.text()
+    assert "released, ungated" in text and "same frames" not in text.split("stage(s)")[0][:200]
+    assert 1400 < int(text.split("stage(s), ")[1].split(" steps")[0]) <= 1600
+
+
 def test_pause_becomes_resume_and_stop_ends(studio):
     s = studio(add_fusion_panel)
     repaired(s)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from faithfusion_studio.fusion.schedule import Weighting
 from faithfusion_studio.session.commands import Pause, Resume, StartFusion, StepOnce, Stop, Undo
 from faithfusion_studio.session.state import SessionState
+from faithfusion_studio.studio.curves import Curves
+from faithfusion_studio.studio.stage_list import WEIGHTINGS, StageList
 from faithfusion_studio.studio.view_state import View
 from faithfusion_studio.studio.widgets import (
     JobBar,
@@ -21,20 +20,12 @@ from faithfusion_studio.studio.widgets import (
     set_button,
 )
 
-WEIGHTINGS: dict[str, Weighting] = {
-    "EIG (as the paper)": "eig",
-    "Four tiers (as the release)": "released",
-    "Nats up to a cap": "logdet",
-    "Uniform": "uniform",
-}
-
-SMOOTH = 0.95
-"""Steps on recorded and on repaired views have very different losses; shown is a running mean."""
-
 
 def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
     """Build the tab Fuse in the current container; returns what shows a new session state."""
     what = gui.add_html("")
+    engines = {engine.title: engine.name for engine in session.repair_engines()}
+    plan = StageList(gui, engines, view, lambda: show_choice())  # noqa: PLW0108 - not known yet
     steps = gui.add_slider(
         "Steps",
         50,
@@ -53,15 +44,17 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     bar = JobBar(gui)
     control = gui.add_button_group("Job", ("Pause", "Step", "Stop"), visible=False)
     counts = gui.add_html("")
-    loss = _add_chart(gui, "loss, running mean", "#e8b64c")
-    psnr = _add_chart(gui, "recorded views, dB", "#6ab0ff")
+    curves = Curves(gui)
     harm = gui.add_html("")
     undo = gui.add_button("Undo", color="gray")
 
     @start.on_click
     @view.guarded
     def _(_event: Any) -> None:
-        session.submit(StartFusion(int(steps.value), WEIGHTINGS[weighting.value]))
+        if plan.is_plan:
+            session.submit(StartFusion(stages=plan.stages, config=plan.config))
+        else:
+            session.submit(StartFusion(int(steps.value), WEIGHTINGS[weighting.value]))
 
     @control.on_click
     @view.guarded
@@ -74,27 +67,28 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def _(_event: Any) -> None:
         session.submit(Undo())
 
-    drawn: dict[str, Any] = {"loss": None, "psnr": None}
+    def show_choice() -> None:
+        change(steps, visible=not plan.is_plan)
+        change(weighting, visible=not plan.is_plan)
+        show_buttons(session.state)
+
+    def show_buttons(state: SessionState) -> str:
+        reason = _reason(state, plan)
+        set_button(start, reason, highlight=next_step(state) == "fuse")
+        change(what, content=note("" if plan.is_plan else _describe(state)))
+        return reason
 
     def update(state: SessionState) -> None:
-        reason = _reason(state)
+        reason = show_buttons(state)
+        plan.update(state)
         fusing = state.job is not None and state.job.kind in ("fusion", "fisher")
-        change(what, content=note(_describe(state)))
-        set_button(start, reason, highlight=next_step(state) == "fuse")
         change(why, content=note(reason if not fusing else "", warn=True))
         bar.show(state.job if fusing else None)
         paused = state.job is not None and state.job.paused
         options = ("Resume" if paused else "Pause", "Step", "Stop")
         change(control, visible=fusing, options=options)
         change(counts, content=raw_note(_counts(state)))
-        for name, chart, curve in (
-            ("loss", loss, state.loss_curve),
-            ("psnr", psnr, state.psnr_curve),
-        ):
-            change(chart, visible=len(curve) > 1)
-            if curve is not drawn[name] and len(curve) > 1:
-                drawn[name] = curve
-                chart.data = _columns(curve, smooth=SMOOTH if name == "loss" else 0.0)
+        curves.update(state)
         hint = "Next: take it away in the tab Export." if next_step(state) == "export" else ""
         change(harm, content=note(" ".join(filter(None, (_harm(state), hint)))))
         label = "Undo" if state.undo_label is None else f"Undo: {state.undo_label}"
@@ -103,41 +97,14 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     return update
 
 
-def _add_chart(gui: Any, label: str, color: str) -> Any:
-    from viser import uplot
-
-    return gui.add_uplot(
-        _columns(((0, 0.0), (1, 0.0))),
-        (
-            uplot.Series(label="step"),
-            uplot.Series(label=label, stroke=color, width=2, points={"show": False}),
-        ),
-        scales={"x": uplot.Scale(time=False, auto=True), "y": uplot.Scale(auto=True)},
-        axes=(uplot.Axis(stroke="#c9cfda"), uplot.Axis(stroke="#c9cfda", size=58)),
-        height=130,
-        padding=(14, 18, 0, 0),  # room for half of the outermost tick labels
-        visible=False,
-    )
-
-
-def _columns(
-    curve: tuple[tuple[int, float], ...], smooth: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """A curve as uPlot wants it (x strictly rising), thinned to what a narrow panel can show."""
-    points = np.array(curve, dtype=np.float64)
-    mean = points[: max(1, round(1 / (1 - smooth))), 1].mean()
-    for index, value in enumerate(points[:, 1]):
-        points[index, 1] = mean = smooth * mean + (1 - smooth) * value
-    points = points[::-1][:: max(1, len(points) // 300)][::-1]
-    return points[:, 0].copy(), points[:, 1].copy()
-
-
-def _reason(state: SessionState) -> str:
+def _reason(state: SessionState, plan: StageList) -> str:
     """Why fusion cannot start now; empty when it can."""
     if not state.has_recording:
         return "Fuse needs a recording: open a scene that has one."
     if state.job is not None:
         return f"Fuse: {state.job.label} is running; stop it or wait for its end."
+    if plan.is_plan:
+        return plan.problem
     if not any(frame.accepted for frame in state.frames):
         return "Fuse: accept at least one repaired frame first (tab Repair)."
     return ""
@@ -168,5 +135,11 @@ def _harm(state: SessionState) -> str:
     change_db = after - state.psnr_before
     return (
         f"Recorded views, last fusion: {state.psnr_before:.2f} dB before, "
-        f"{after:.2f} dB after {steps} steps ({change_db:+.2f})."
-    )
+        f"{after:.2f} dB after {steps} steps ({change_db:+.2f}). {_moved(state)}"
+    ).strip()
+
+
+def _moved(state: SessionState) -> str:
+    if not state.moved_curve:
+        return ""
+    return f"Of the pixels that needed no repair {state.moved_curve[-1][1]:.1%} look different."

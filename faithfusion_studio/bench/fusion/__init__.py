@@ -1,0 +1,1 @@
+"""What repair and distillation do to the splats, measured against exact truth from aside."""
