@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
-from faithfusion_studio.cameras import Camera, Segment, offset_laterally, offset_profile
+from faithfusion_studio.cameras import (
+    Camera,
+    Segment,
+    TrajectoryError,
+    offset_laterally,
+    offset_profile,
+)
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.scene import Scene
 
@@ -176,14 +182,36 @@ class RecordedReferences:
         self._scene, self._size = scene, size
         self._cache: dict[int, Reference] = {}
 
-    def around(self, cameras: Sequence[Camera]) -> tuple[Reference, ...]:
+    def around(
+        self, cameras: Sequence[Camera], chosen: Sequence[int] = ()
+    ) -> tuple[Reference, ...]:
+        """The frames that see most of what these cameras see; with `chosen` those and no others.
+
+        Raises:
+            TrajectoryError: A frame was chosen that was not recorded.
+        """
         from faithfusion_studio.repair import select_references
 
         assert self._scene.capture is not None
+        if chosen:
+            return self._loaded(dict.fromkeys(self._existing(chosen)))
         candidates = self._scene.capture.trajectory.cameras
         wanted = dict.fromkeys(
             index for camera in cameras for index in select_references(camera, candidates)
         )
+        return self._loaded(wanted)
+
+    def _existing(self, chosen: Sequence[int]) -> Sequence[int]:
+        assert self._scene.capture is not None
+        count = len(self._scene.capture)
+        unknown = [index for index in chosen if not 0 <= index < count]
+        if unknown:
+            raise TrajectoryError(
+                f"reference {unknown[0]} is no recorded frame; choose from 0 to {count - 1}."
+            )
+        return chosen
+
+    def _loaded(self, wanted: dict[int, None]) -> tuple[Reference, ...]:
         for index in wanted:
             self._cache[index] = self._cache.pop(index, None) or self._load(index)
         for index in list(self._cache)[: -max(self.KEPT, len(wanted))]:
@@ -236,6 +264,7 @@ def render_batch(
     references: RecordedReferences,
     eig_threshold: float = 0.4,
     *,
+    chosen: Sequence[int] = (),
     released_eig: bool = False,
 ) -> RepairBatch:
     """Everything a repair engine is given about some views, on the CPU.
@@ -245,6 +274,7 @@ def render_batch(
         cameras: Novel views, all of one size.
         references: The scene's recorded frames.
         eig_threshold: tau on calibrated EIG.
+        chosen: Recorded frames to refer to; the best ones where empty.
         released_eig: Also compute EIG by the released formula.
 
     Raises:
@@ -270,7 +300,7 @@ def render_batch(
             coverage=torch.stack([m.coverage for m in maps]).cpu(),
             ucr=torch.stack([split_regions(m, eig_threshold).ucr for m in maps]).cpu(),
             cameras=tuple(cameras),
-            references=references.around(cameras),
+            references=references.around(cameras, chosen),
             released_eig=released,
             eig_threshold=eig_threshold,
         )
@@ -295,13 +325,15 @@ def _repair_window(
     frames: Sequence[int],
     references: RecordedReferences,
 ) -> Iterator[RepairedFrame | RepairStep]:
-    from faithfusion_studio.repair import RepairBudget, RepairStep, repair_steps
+    from faithfusion_studio.repair import GateConfig, RepairBudget, RepairStep, repair_steps
 
     # Below any calibrated EIG by more than the ramp of the gate, every pixel is open.
     threshold = stage.eig_threshold if stage.gated else UNGATED
     info, (width, height) = repairer.info, (cameras[0].width, cameras[0].height)
     released = info.released_eig
-    batch = render_batch(scene, cameras, references, threshold, released_eig=released)
+    batch = render_batch(
+        scene, cameras, references, threshold, chosen=stage.references, released_eig=released
+    )
     lead_in = None
     if info.lead_in:
         ramp = _lead_in(scene.trajectory.cameras[frames[0]], cameras[0], info.lead_in)
@@ -310,10 +342,11 @@ def _repair_window(
         batch,
         lead_in=lead_in,
         anchor=references.picture(frames[0], width, height) if info.video else None,
+        seed=stage.seed,
         budget=RepairBudget(device=engine_device(info)),
     )
     i = 0
-    for result in repair_steps(repairer, batch):
+    for result in repair_steps(repairer, batch, GateConfig(strength=stage.strength)):
         if isinstance(result, RepairStep):
             yield result
             continue

@@ -39,6 +39,12 @@ class Stage:
     """False lets the repair replace every pixel, whatever its EIG."""
     repair: bool = True
     """False learns on from the frames of the stage before, without repairing anew."""
+    strength: float = 1.0
+    """Share of the repair that shows where it may, 0..1; the rest stays the render."""
+    seed: int = 0
+    """Of engines that draw at random."""
+    references: tuple[int, ...] = ()
+    """Recorded frames the engine may look at; empty lets each view choose the best ones around it."""
 
     @property
     def label(self) -> str:

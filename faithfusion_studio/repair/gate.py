@@ -16,6 +16,8 @@ class GateConfig:
 
     ramp: float = 0.05
     """Calibrated EIG over which the repair fades in above the threshold; larger is softer."""
+    strength: float = 1.0
+    """Share of the repair that shows where the gate is open, 0..1."""
     match_cell: int = 16
     """Cell of the colour match, pixels; larger corrects only slower changes of colour."""
     match_prior: float = 2.0
@@ -33,21 +35,21 @@ def blend_gate(
     threshold: float,
     config: GateConfig,
 ) -> Float32[Tensor, "H W"]:
-    """How much of the repair shows, 0..1: exactly 0 on HPR, 1 where uncovered.
+    """How much of the repair shows, 0..1: exactly 0 on HPR, the full strength where uncovered.
 
     Args:
         calibrated_eig: In [0, 1].
         ucr: True where pixels may change.
         coverage: False where no Gaussian reaches.
         threshold: Calibrated EIG at which the ramp starts.
-        config: Width of the ramp.
+        config: Width of the ramp, strength.
 
     Source: FaithFusion, EIG-gated blending; smoothstep instead of its fixed ranges.
     """
     x = ((_local_mean(calibrated_eig) - threshold) / config.ramp).clamp(0, 1)
     gate = x * x * (3 - 2 * x)
     gate = torch.where(coverage, gate, torch.ones_like(gate))
-    return torch.where(ucr, gate, torch.zeros_like(gate))
+    return torch.where(ucr, config.strength * gate, torch.zeros_like(gate))
 
 
 def match_colors(

@@ -165,6 +165,37 @@ def test_moving_things_of_another_time_leave_no_trace(repairer, batch):
     assert float(redness.max()) > 0.85
 
 
+@pytest.mark.parametrize("size", [(64, 36), (53, 31)], ids=["even", "odd"])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["all HPR", "all UCR"])
+def test_one_frame_of_either_kind_alone(repairer, size, everywhere):
+    """T = 1, odd sizes and a picture of one region only, together."""
+    one = wall_batch(size, frames=1)
+    one = replace(one, ucr=torch.full_like(one.ucr, everywhere))
+    result = gated(repairer, one)
+    assert result.rgb.shape == one.renders.shape and bool(torch.isfinite(result.rgb).all())
+    if not everywhere:
+        assert torch.equal(result.rgb, one.renders)
+
+
+def test_a_frame_that_drifts_is_rejected_and_stays_the_render(repairer, batch):
+    """With a limit below any difference every engine drifts, and the whole frame is refused."""
+    result = repair_batch(repairer, batch, GateConfig(drift_limit=-1.0))
+    assert all(reason and "was rejected" in reason for reason in result.rejected)
+    assert torch.equal(result.rgb, batch.renders)
+    assert float(result.confidence[batch.ucr].max()) == 0
+    assert int(result.pixel_provenance.max()) == int(PixelProvenance.RENDER)
+
+
+def test_strength_is_the_share_of_the_repair_that_shows(repairer, batch):
+    config = OPEN_GATE if repairer.name in LARGE else GateConfig()
+    whole = repair_batch(repairer, batch, config)
+    half = repair_batch(repairer, batch, replace(config, strength=0.5))
+    nothing = repair_batch(repairer, batch, replace(config, strength=0.0))
+    middle = torch.lerp(batch.renders, whole.rgb, 0.5)
+    assert torch.allclose(half.rgb, middle, atol=1e-5)
+    assert torch.equal(nothing.rgb, batch.renders)
+
+
 def test_the_estimate_grows_with_the_work_and_the_budget_refuses(repairer):
     small = repairer.estimate_seconds(1, 90, 160)
     assert 0 < small < repairer.estimate_seconds(2, 180, 320)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fusion.worlds import HEIGHT, WIDTH, drive_camera, tiny_capture, tiny_world
 
+from faithfusion_studio.cameras import TrajectoryError
 from faithfusion_studio.fusion.repairing import RepairedFrame, repair_stage
 from faithfusion_studio.fusion.schedule import FusionConfig, Stage
 from faithfusion_studio.fusion.trainer import FusionError, Trainer
@@ -132,3 +133,28 @@ def test_a_stage_on_real_parts_keeps_precise_pixels_bit_exact(damaged):
     assert [frame.frame for frame in frames] == [3, 4, 5]
     assert all(frame.hpr_changed == 0 for frame in frames)
     assert all(frame.camera.camtoworld[1, 3] == pytest.approx(1.0) for frame in frames)
+
+
+def test_references_can_be_chosen_and_must_exist(damaged):
+    scene = replace(damaged, fisher=recorded_fisher(damaged))
+    seen = []
+
+    class Watcher:
+        name = "reprojection"
+
+        def __init__(self):
+            self._inner = create_repairer("reprojection")
+            self.info = self._inner.info
+
+        def estimate_seconds(self, *args, **kwargs):
+            return 0.0
+
+        def repair(self, batch):
+            seen.append(([r.camera.time for r in batch.references], batch.seed))
+            return self._inner.repair(batch)
+
+    stage = Stage((3, 4), 1.0, eig_threshold=0.3, references=(1, 5), seed=7)
+    assert len(list(repair_stage(scene, stage, Watcher()))) == 1
+    assert seen == [([0.1, 0.5], 7)]
+    with pytest.raises(TrajectoryError, match="reference 99 is no recorded frame"):
+        list(repair_stage(scene, replace(stage, references=(99,)), create_repairer("reprojection")))

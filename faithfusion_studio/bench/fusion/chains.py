@@ -91,7 +91,8 @@ class Chains:
             range(len(cameras)),
             size=size,
         )
-        values = self._scorer.score_images([frame.repaired for frame in found])
+        frames = [frame.repaired for frame in found if isinstance(frame, RepairedFrame)]
+        values = self._scorer.score_images(frames)
         chain = Chain(FRAMES, engine, "gated", "")
         return ChainScore(chain, case, {**values, "seconds": time.perf_counter() - started})
 
@@ -151,7 +152,8 @@ class Chains:
 
             started = time.perf_counter()
             stage = self._stage(engine, gated=gated, weighting="eig")
-            frames = list(repair_stage(self._case.scene, stage))
+            steps = repair_stage(self._case.scene, stage)
+            frames = [frame for frame in steps if isinstance(frame, RepairedFrame)]
             self._repaired[engine, gated] = frames, time.perf_counter() - started
         frames, seconds = self._repaired[engine, gated]
         if repair != "none":
