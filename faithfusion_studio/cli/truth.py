@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +76,9 @@ def find_truth(args: a.Metrics, scene: Scene) -> Truth:
         truth = _own_frames(args, scene)
     elif offset != 0:
         from faithfusion_studio.io.captures import read_capture
+        from faithfusion_studio.io.true_views import camera_file
 
-        path = _side_views(args.against, offset)
+        path = camera_file(args.against, offset)
         capture = select_frames(read_capture(path), args.cameras, 1)
         truth = Truth(capture, f"true frames at {offset:+g} m of {path}", None)
     else:
@@ -115,25 +115,6 @@ def _own_frames(args: a.Metrics, scene: Scene) -> Truth:
         capture = select_frames(capture, args.cameras, 1)
         exposures = None if exposures is None else exposures[rows]
     return Truth(capture, words, None, exposures, is_recording=True)
-
-
-def _side_views(folder: Path, offset: float) -> Path:
-    """The camera file of the true frames at an offset, in FOLDER/truth or beside FOLDER."""
-    places = [folder / "truth", folder, folder.parent / "truth"]
-    found: dict[float, Path] = {}
-    for place in places:
-        for path in sorted(place.glob("cameras_*.json")):
-            name = re.fullmatch(r"cameras_([+-]\d+(?:\.\d+)?)\.json", path.name)
-            if name is not None:
-                found.setdefault(float(name[1]), path)
-    for value, path in found.items():
-        if abs(value - offset) < 1e-6:
-            return path
-    there = ", ".join(f"{value:+g}" for value in sorted(found)) or "none"
-    raise CommandLineError(
-        f"{folder}: has no true frames at {offset:+g} m (offsets there: {there}); expected "
-        f"truth/cameras_{offset:+.1f}.json, as `ff-studio synthesize` writes it."
-    )
 
 
 def _depth_beside(frame: PosedImage, size: tuple[int, int]) -> Float[Tensor, "H W"] | None:

@@ -86,6 +86,8 @@ def _side(
     image = layers.image(source, state)
     if state.tint:
         image = layers.tinted(image, state.threshold)
+    if state.highlight:
+        image = layers.highlighted(image, state.highlight)
     return Picture(image, problem)
 
 

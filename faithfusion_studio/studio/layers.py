@@ -23,6 +23,7 @@ from faithfusion_studio.render.views import (
     generated_share,
     palette,
     rasterize_view,
+    render_features,
 )
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.lens import ClientPose
@@ -30,6 +31,7 @@ from faithfusion_studio.studio.view_state import EigForm, ViewState
 
 if TYPE_CHECKING:
     from faithfusion_studio.information.eig import EigMap
+    from faithfusion_studio.information.explain import Explanation
 
 DEPTH_RANGE = (1.0, 100.0)
 """Ends of the logarithmic depth scale, m."""
@@ -39,6 +41,7 @@ PALETTES = {"depth": "turbo", "alpha": "gray", "eig": "inferno", "calibrated": "
 UCR_COLOR = (0.95, 0.16, 0.16)
 BAND_COLOR = (1.0, 0.72, 0.10)
 GENERATED_COLOR = (1.0, 0.15, 0.85)
+HIGHLIGHT_COLOR = (0.1, 0.95, 0.95)
 HISTOGRAM_BINS = 64
 _SHARED = ("view", "eig_view")
 """What layers in different forms of EIG have in common."""
@@ -204,6 +207,25 @@ class ViewLayers:
         tint = weight[:, None] * colors
         return torch.addcmul(tint[kind], image, (1 - weight)[kind][..., None])
 
+    def highlighted(
+        self, image: Float32[Tensor, "H W 3"], rows: tuple[int, ...]
+    ) -> Float32[Tensor, "H W 3"]:
+        """The picture dimmed, and some splats of the scene in cyan as far as they are seen.
+
+        A splat may be smaller than a pixel, so each is drawn a little larger than it is.
+        """
+        world = self.view.world
+        chosen = torch.zeros(self.scene.num_gaussians, device=image.device)
+        chosen[torch.tensor([r for r in rows if r < len(chosen)], dtype=torch.long)] = 1
+        values = chosen if world.rows is None else chosen[world.rows.to(chosen.device)]
+        with torch.no_grad():
+            share, _, _ = render_features(self.view, self.camera, values[:, None])
+        larger = torch.nn.functional.max_pool2d(share.permute(2, 0, 1), 5, stride=1, padding=2)
+        weight = (0.9 * larger.sqrt()).clamp(0, 1).permute(1, 2, 0)
+        return (
+            0.6 * image * (1 - weight) + torch.tensor(HIGHLIGHT_COLOR, device=image.device) * weight
+        )
+
     @cached_property
     def histogram(self) -> tuple[float, ...]:
         """Share of pixels per bin of what the threshold is compared with; uncovered ones count as 1."""
@@ -225,6 +247,18 @@ class ViewLayers:
             nats, value = float(self.eig.eig[place]), float(self.eig.calibrated[place])
             words.insert(0, f"EIG {nats:.2f} nats ({value:.2f})")
         return " · ".join(words)
+
+    def explain(self, x: float, y: float) -> Explanation | None:
+        """Why the pixel at a picture position (0..1 each) is uncertain; None without evidence."""
+        from faithfusion_studio.information.explain import explain_pixel
+
+        scene = self.scene
+        if scene.fisher is None or len(scene.fisher.blocks) != scene.num_gaussians:
+            return None
+        camera, view = self.eig_view
+        column = min(max(int(x * camera.width), 0), camera.width - 1)
+        row = min(max(int(y * camera.height), 0), camera.height - 1)
+        return explain_pixel(scene, camera, column, row, view=view)
 
 
 class LayerCache:

@@ -80,8 +80,12 @@ def legend(state: ViewState, measurement: Measurement) -> str:
         lines.append(_note(measurement.problem, "#ffb454"))
     if measurement.probe:
         lines.append(_note(measurement.probe, "#ffffff"))
+        if state.highlight:
+            lines.append(
+                _note(f"In cyan: {len(state.highlight)} splats behind half of it", "#2ef2f2")
+            )
     elif any(lines[1:]) and not measurement.problem:
-        lines.append(_note("Shift+click: value at a pixel", "#9aa4b5"))
+        lines.append(_note("Shift+click: value at a pixel, and why", "#9aa4b5"))
     return f'<div style="{_CARD}">{"".join(lines)}</div>'
 
 

@@ -91,6 +91,8 @@ class ViewState:
     overlay_opacity: float = 0.7
     """Strength of the heat map in the layer "overlay", 0..1."""
     eig_form: EigForm = "block"
+    highlight: tuple[int, ...] = ()
+    """Rows of splats that are drawn in cyan: the causes of the last pixel that was asked about."""
     frame: int = 0
     """Index into the recorded trajectory; also sets the time of moving objects."""
     offset: float = 0.0

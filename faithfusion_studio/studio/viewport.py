@@ -123,15 +123,21 @@ class Viewport:
             self._thread.join(timeout=5.0)
 
     def probe(self, x: float, y: float) -> str:
-        """What is at a picture position (0..1), in words; also published with the measurement."""
+        """What is at a picture position (0..1) and why it is uncertain, in words; also published.
+
+        The splats that cause half of a pixel's uncertainty are highlighted from then on.
+        """
         layers = self._layers
         if layers is None:
             return ""
         try:
             with drawing():
-                words = layers.probe(x, y)
+                words, why = layers.probe(x, y), layers.explain(x, y)
         except Superseded:
             return ""
+        if why is not None:
+            words = f"{words} · {why.words()}"
+            self._view.set(highlight=tuple(why.causes().tolist()))
         self._view.publish_measurement(replace(self._view.measurement, probe=words))
         return words
 
@@ -241,8 +247,9 @@ class Viewport:
         seconds = time.perf_counter() - start
         if anew:
             budget.learn(seconds)
-        self._last, self._layers = shown, layers
-        self._report(shown, seconds, picture.problem, layers)
+        last, self._last, self._layers = self._last, shown, layers
+        stays = not shown.coarse or (last is not None and last.pose == shown.pose)
+        self._report(shown, seconds, picture.problem, layers, stays)
 
     def _layers_of(
         self, cache: LayerCache, scene: Scene, shown: _Shown, size: tuple[int, int]
@@ -258,7 +265,9 @@ class Viewport:
         newest = self._screen.pose()
         return newest is not None and self._pose is not None and not newest.resembles(self._pose)
 
-    def _report(self, shown: _Shown, seconds: float, problem: str, layers: ViewLayers) -> None:
+    def _report(
+        self, shown: _Shown, seconds: float, problem: str, layers: ViewLayers, stays: bool
+    ) -> None:
         now = time.monotonic()
         self._sent.append(now)
         recent = [t for t in self._sent if now - t < 1.0]
@@ -281,7 +290,7 @@ class Viewport:
                 coarse=shown.coarse,
                 histogram=histogram,
                 eig_max=eig_max,
-                probe="" if shown.coarse else old.probe,
+                probe=old.probe if stays else "",
                 problem=problem,
                 version=shown.version,
             ),

@@ -5,18 +5,22 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from street_scene import street, with_true_photos, without_recording
 
 from faithfusion_studio.information.fisher import recorded_fisher
 from faithfusion_studio.studio.checks import (
+    Agreement,
+    FrameCheck,
     QualityError,
     check_frame,
     held_out_frames,
+    mean_curves,
     summary,
 )
 from faithfusion_studio.studio.legend import color_bar, histogram_svg, legend, shares
-from faithfusion_studio.studio.panels.quality import verdict
 from faithfusion_studio.studio.status import count_text, status_text
+from faithfusion_studio.studio.verdict import answer, curve, verdict, warning
 from faithfusion_studio.studio.view_state import LAYERS, SOURCES, Measurement, ViewState
 
 
@@ -41,7 +45,8 @@ def test_with_evidence_the_agreement_of_eig_and_error_is_measured():
     assert -1 <= result.spearman <= 1
     assert math.isfinite(result.ause)
     means = summary([result, check_frame(scene, 5)])
-    assert set(means) == {"psnr", "spearman", "ause"}
+    assert set(means) == {"psnr", "spearman", "ause", "found", "covered", "calibrated"}
+    assert all(math.isfinite(value) for value in means.values())
 
 
 def test_held_out_frames_come_from_the_reconstruction():
@@ -57,11 +62,57 @@ def test_without_photos_there_is_nothing_to_compare_with():
         check_frame(without_recording(street()), 0)
 
 
-def test_the_verdict_never_says_more_than_the_numbers():
-    assert "not validated" in verdict({"spearman": math.nan})
-    assert "not validated" in verdict({"spearman": 0.05})
-    assert "exceptions" in verdict({"spearman": 0.3})
-    assert "well" in verdict({"spearman": 0.7})
+def checked(most, error, covered=0.9, frame=0):
+    """A check whose EIG is `most` and whose error is `error`."""
+    from faithfusion_studio.metrics import capture, sparsification
+
+    _, left, best = sparsification(most, error)
+    agreement = Agreement(
+        spearman=float(torch.corrcoef(torch.stack([most, error]))[0, 1]),
+        ause=0.1,
+        found=capture(most, error, 0.1),
+        covered=covered,
+        ratios=error / error.mean(),
+        left=(left / left[0]).float(),
+        best=(best / left[0]).float(),
+    )
+    return FrameCheck(frame, 30.0, True, agreement, error[:, None])
+
+
+def test_a_perfect_map_and_a_blind_one_get_opposite_verdicts():
+    error = torch.rand(1000, generator=torch.Generator().manual_seed(1))
+    blind = torch.rand(1000, generator=torch.Generator().manual_seed(2))
+    good, bad = (summary([checked(m, error)]) for m in (error, blind))
+    assert verdict(good).startswith("On this scene EIG finds 100 % of the worst 10 % of pixels")
+    assert warning(good) == ""
+    assert "not validated" in verdict(bad) and "Do not rely on EIG here" in warning(bad)
+    assert "cannot" in warning(summary([checked(error, error, covered=0.5)]))
+    assert "not validated" in verdict(summary([]))
+
+
+def test_the_curve_of_a_perfect_map_is_the_best_curve():
+    error = torch.rand(500, generator=torch.Generator().manual_seed(1))
+    left, best = mean_curves([checked(error, error)])
+    assert left == best and left[0] == pytest.approx(1) and left == sorted(left, reverse=True)
+    assert curve([checked(error, error)]).count("<polyline") == 3
+    assert curve([check_frame(street(), 1)]) == "" and mean_curves([]) is None
+
+
+def test_the_answer_says_what_was_compared():
+    error = torch.rand(500, generator=torch.Generator().manual_seed(1))
+    held = answer([checked(error, error, frame=7), checked(error, error, frame=9)])
+    assert "7 *" in held and "held out" in held and "once widened" in held
+    assert "1 true views at +3 m" in answer([checked(error, error)], "at +3 m")
+    assert "trained on" in answer([check_frame(street(), 1)])
+
+
+def test_intervals_are_widened_by_the_other_views_only():
+    error = torch.rand(4000, generator=torch.Generator().manual_seed(3))
+    one, two = checked(error, error), checked(error, error, frame=1)
+    assert summary([one, two])["calibrated"] == pytest.approx(0.9, abs=0.01)
+    ten_times = replace(one, agreement=replace(one.agreement, ratios=10 * one.agreement.ratios))
+    assert summary([ten_times, two])["calibrated"] < 0.6
+    assert math.isnan(summary([one])["calibrated"])
 
 
 @pytest.mark.parametrize("layer", LAYERS)

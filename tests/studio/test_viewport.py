@@ -313,6 +313,37 @@ def test_the_pixel_asked_for_is_told_in_metres(viewport, view):
     assert view.measurement.probe == words
 
 
+def test_asking_for_a_pixel_explains_it_and_highlights_its_causes(screen, viewport, session, view):
+    scene = with_true_photos(session.snapshot.scene)
+    session.publish(replace(scene, fisher=recorded_fisher(scene, max_views=3)))
+    now = at_rest(viewport)
+    plain = screen.images[-1]
+    words = viewport.probe(0.5, 0.95)
+    assert words.startswith("EIG ") and "nats" in words and "half of it from" in words
+    causes = view.get().highlight
+    assert causes and set(causes) <= set(range(scene.num_gaussians))
+    now = at_rest(viewport, now)
+    assert view.measurement.probe == words, "the answer stays while the view stays"
+    shown = screen.images[-1].astype(int)
+    cyan = (shown[..., 1] + shown[..., 2] - 2 * shown[..., 0]) / 2
+    was = plain.astype(int)
+    was = (was[..., 1] + was[..., 2] - 2 * was[..., 0]) / 2
+    row, column = int(0.95 * shown.shape[0]), shown.shape[1] // 2
+    assert cyan[row, column] > was[row, column] + 15 and (cyan - was).max() > 60
+    view.set(highlight=())
+    at_rest(viewport, now)
+    assert np.array_equal(screen.images[-1], plain)
+
+
+def test_highlighted_splats_of_a_smaller_scene_are_ignored(scene):
+    from faithfusion_studio.studio.layers import ViewLayers
+
+    layers = ViewLayers(scene, recorded_camera(0), "block")
+    image = layers.rgb
+    none = layers.highlighted(image, (10**6,))
+    torch.testing.assert_close(none, 0.6 * image)
+
+
 def wait_for(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not condition():
