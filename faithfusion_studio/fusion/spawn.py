@@ -22,11 +22,22 @@ STRIDE = 3
 """Pixels between candidates; a new Gaussian covers about this many."""
 MIN_CONFIDENCE = 0.5
 MIN_ALPHA = 0.5
-DEPTH_TOLERANCE = 0.1
 FREE_SPACE = 0.04
 """A point this share of the depth before a recorded surface stands in space that was seen to be empty."""
 MAX_DEPTH = 80.0
 """Farther surfaces move too little between lanes to need new splats, m."""
+
+
+@dataclass(frozen=True)
+class EmptyRule:
+    """Which repaired pixels have nothing behind them, and what may be put there."""
+
+    transparent: float = 0.5
+    """A pixel is empty where its render is less opaque than this, 0..1."""
+    apart: float = 0.1
+    """A pixel is empty where rendered and repaired depth differ by more than this share."""
+    agreeing: int = 0
+    """Other repaired frames that must see a surface at the same place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,7 @@ def spawn_gaussians(
     sh_degree: int,
     limit: int,
     generator: torch.Generator,
+    rule: EmptyRule | None = None,
 ) -> Gaussians:
     """Gaussians on repaired, confident pixels, thinned to at most `limit` over all frames.
 
@@ -53,10 +65,13 @@ def spawn_gaussians(
         sh_degree: Bands to allocate (zero).
         limit: At most this many.
         generator: Of the random choice.
+        rule: Which pixels are empty.
     """
     if limit <= 0:
         return empty_gaussians(sh_degree)
-    parts = [_from_frame(frame, sh_degree) for frame in frames[:: max(1, len(frames) // 8)]]
+    rule = rule or EmptyRule()
+    chosen = frames[:: max(1, len(frames) // 8)]
+    parts = [_from_frame(frame, sh_degree, rule, chosen) for frame in chosen]
     spawned = concatenate(parts)
     for surface in seen:
         spawned = spawned.select(~_blocks(surface, spawned.means))
@@ -67,23 +82,30 @@ def spawn_gaussians(
 
 def _blocks(surface: SeenSurface, means: Tensor) -> Bool[Tensor, "M"]:
     """True for points in space that a recorded view looks through."""
-    camera = surface.camera
+    pixels, z, inside = _project(surface.camera, means)
+    solid = surface.alpha.reshape(-1)[pixels] > MIN_ALPHA
+    before = z < (1 - FREE_SPACE) * surface.depth.reshape(-1)[pixels]
+    return inside & (before | ~solid)
+
+
+def _project(camera: Camera, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat pixel (clamped to the image), depth along z, and whether each point falls into the image."""
     view, K = camera.viewmat.to(torch.float32), camera.K.to(torch.float32)
     local = means @ view[:3, :3].T + view[:3, 3]
     z = local[:, 2]
     safe = z.clamp(min=1e-3)
-    u = (K[0, 0] * local[:, 0] / safe + K[0, 2]).clamp(-1, camera.width).long()
-    v = (K[1, 1] * local[:, 1] / safe + K[1, 2]).clamp(-1, camera.height).long()
+    u = (K[0, 0] * local[:, 0] / safe + K[0, 2]).clamp(-1, camera.width).floor().long()
+    v = (K[1, 1] * local[:, 1] / safe + K[1, 2]).clamp(-1, camera.height).floor().long()
     inside = (z > 0.2) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
     u, v = u.clamp(0, camera.width - 1), v.clamp(0, camera.height - 1)
-    solid = surface.alpha[v, u] > MIN_ALPHA
-    before = z < (1 - FREE_SPACE) * surface.depth[v, u]
-    return inside & (before | ~solid)
+    return v * camera.width + u, z, inside
 
 
-def _from_frame(frame: RepairedFrame, sh_degree: int) -> Gaussians:
+def _from_frame(
+    frame: RepairedFrame, sh_degree: int, rule: EmptyRule, others: Sequence[RepairedFrame]
+) -> Gaussians:
     usable = (
-        _unsupported(frame)
+        empty_pixels(frame, rule)
         & (frame.pixel_provenance > 0)
         & (frame.confidence > MIN_CONFIDENCE)
         & (frame.depth > 0.5)
@@ -96,6 +118,11 @@ def _from_frame(frame: RepairedFrame, sh_degree: int) -> Gaussians:
         return empty_gaussians(sh_degree)
     depth = frame.depth[row, column]
     means = _lift(frame, row, column, depth)
+    if rule.agreeing:
+        votes = sum(_sees(other, means).long() for other in others if other is not frame)
+        kept = torch.as_tensor(votes) >= rule.agreeing
+        kept = kept.expand(len(means))
+        row, column, depth, means = row[kept], column[kept], depth[kept], means[kept]
     size = (STRIDE / 2) * depth / float(frame.camera.K[0, 0])
     return Gaussians(
         means=means,
@@ -108,10 +135,17 @@ def _from_frame(frame: RepairedFrame, sh_degree: int) -> Gaussians:
     )
 
 
-def _unsupported(frame: RepairedFrame) -> Bool[Tensor, "H W"]:
+def empty_pixels(frame: RepairedFrame, rule: EmptyRule) -> Bool[Tensor, "H W"]:
     """Pixels whose repaired surface no splat stands on: transparent, or rendered at another depth."""
-    apart = (frame.rendered_depth - frame.depth).abs() > DEPTH_TOLERANCE * frame.depth
-    return frame.ucr & ((frame.alpha < MIN_ALPHA) | apart)
+    apart = (frame.rendered_depth - frame.depth).abs() > rule.apart * frame.depth
+    return frame.ucr & ((frame.alpha < rule.transparent) | apart)
+
+
+def _sees(frame: RepairedFrame, means: Tensor) -> Bool[Tensor, "M"]:
+    """True for points at which a repaired frame has its surface too."""
+    pixels, z, inside = _project(frame.camera, means)
+    depth = frame.depth.reshape(-1)[pixels]
+    return inside & ((z - depth).abs() < FREE_SPACE * depth)
 
 
 def _lift(

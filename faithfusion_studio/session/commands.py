@@ -14,7 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.fill import FILL
 from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
+from faithfusion_studio.fusion.spawn import EmptyRule
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.scene import Scene, StoredFisher
@@ -57,6 +59,15 @@ class StartFusion:
     stages: tuple[Stage, ...] = ()
     """A plan, each stage repaired when its turn comes; stages that are done already are left out."""
     config: FusionConfig = field(default_factory=FusionConfig)
+
+
+@dataclass(frozen=True)
+class FillEmpty:
+    """Put splats where the accepted repaired frames show surfaces and the scene has nothing."""
+
+    rule: EmptyRule = FILL
+    preview: bool = False
+    """Only say where they would be: they go to `SessionState.filling`, the scene stays."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ Command: TypeAlias = (
     RepairSegment
     | AcceptFrames
     | StartFusion
+    | FillEmpty
     | ComputeFisher
     | Pause
     | Resume

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from faithfusion_studio.cameras import Segment
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.fill import fill_candidates, with_filling
 from faithfusion_studio.fusion.progressive import FusionPlan, FusionState, Progression
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.scene import Scene
@@ -246,6 +247,9 @@ class Session:
             case c.RepairSegment() | c.StartFusion() | c.ComputeFisher():
                 self._runner.require_idle()
                 self._start(command)
+            case c.FillEmpty():
+                self._runner.require_idle()
+                self._fill(command)
             case c.Undo() | c.Redo() | c.GoTo():
                 self._runner.require_idle()
                 self._travel(command)
@@ -328,6 +332,24 @@ class Session:
             )
         frames = accepted if shown == stage else []
         return FusionTask(scene, plan, frames, state)
+
+    def _fill(self, command: c.FillEmpty) -> None:
+        """Show what would be added, or add it as one entry of the history."""
+        scene = self._history.current.scene
+        found = fill_candidates(scene, self.state.frames, command.rule)
+        if not len(found):
+            self._board.change(filling=None)
+            raise c.CommandError(
+                "nothing is empty by these limits where the repaired frames agree; raise the opacity below which a "
+                "pixel counts as empty, or lower the depth difference."
+            )
+        if command.preview:
+            self._board.change(filling=found, notice=f"{len(found):,} splats would be added.")
+            return
+        self._before = scene
+        self._history.push(f"Fill empty: {len(found):,} splats", with_filling(scene, found))
+        self._runner.show()
+        self._board.change(filling=None, notice=f"{len(found):,} splats were added.")
 
     def _travel(self, command: c.Undo | c.Redo | c.GoTo) -> None:
         history = self._history

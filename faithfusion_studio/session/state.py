@@ -14,7 +14,7 @@ import torch
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
-from faithfusion_studio.gaussians import Provenance
+from faithfusion_studio.gaussians import Gaussians, Provenance
 from faithfusion_studio.render.device import device_name
 from faithfusion_studio.scene import Scene
 
@@ -69,6 +69,8 @@ class SessionState:
     """The last single frame that was repaired only to look at it."""
     stage: Stage | None = None
     """What `frames` were repaired for."""
+    filling: Gaussians | None = None
+    """Splats that "Fill empty" would add, while they are only looked at."""
     loss_curve: tuple[tuple[int, float], ...] = ()
     psnr_curve: tuple[tuple[int, float], ...] = ()
     """Recorded views, dB."""

@@ -235,6 +235,7 @@ class ClientStudio:
             if state is not shown or self._view_changed:
                 self._view_changed = False
                 self._announce(state)
+                self.graph.draw_filling(getattr(state, "filling", None))
                 for update in self._updates:
                     with reported(self.view):
                         update(state)

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 VIEWS = {
     "wipe": "Before | after",
+    "side": "Before above after",
     "mask": "What was regenerated (UCR)",
     "confidence": "Confidence of the repair",
     "source": "Where pixels come from",
@@ -17,6 +18,7 @@ VIEWS = {
 """Ways to look at a repaired frame, with their names for people."""
 LEGENDS = {
     "wipe": "left of the line: rendering; right: repaired",
+    "side": "above: rendering; below: repaired",
     "mask": "red: UCR, may be regenerated; plain: HPR, kept bit by bit",
     "confidence": "dark to bright green: 0 to 1, on the pixels that changed",
     "source": "plain: rendering; blue: reprojected from recorded frames; magenta: generated",
@@ -45,6 +47,8 @@ def frame_image(frame: Any, what: str, wipe: float = 0.5) -> UInt8[np.ndarray, "
 
 def _view(frame: Any, what: str, wipe: float, thin: int) -> UInt8[np.ndarray, "h w 3"]:
     repaired = _bytes(frame.repaired[::thin, ::thin])
+    if what == "side":
+        return np.concatenate([_bytes(frame.rendered[::thin, ::thin]), repaired])
     if what == "mask":
         return _tinted(repaired, _plane(frame.ucr, thin) > 0, _RED)
     if what == "confidence":
@@ -56,6 +60,13 @@ def _view(frame: Any, what: str, wipe: float, thin: int) -> UInt8[np.ndarray, "h
     image = repaired.copy()
     image[:, :column] = _bytes(frame.rendered[::thin, ::thin])[:, :column]
     return image
+
+
+def masked_image(frame: Any, mask: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """A repaired frame with some of its pixels [H, W] marked as generated, about as wide as the panel."""
+    thin = -(-frame.repaired.shape[1] // PANEL_WIDTH)
+    repaired = _bytes(frame.repaired[::thin, ::thin])
+    return _tinted(repaired, _plane(mask, thin) > 0, _MAGENTA)
 
 
 def strip_image(

@@ -62,6 +62,11 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         order = {"off": "wipe", "wipe": "side", "side": "off"}
         view.set(compare=order[view.get().compare])
 
+    def flicker() -> None:
+        state = view.get()
+        shown = state.compare == "wipe" and state.compare_with == "repaired" and state.wipe == 0.0
+        view.set(layer="rgb", compare="wipe", compare_with="repaired", wipe=1.0 if shown else 0.0)
+
     def repair() -> None:
         state = view.get()
         if state.offset == 0.0:
@@ -80,6 +85,7 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         Key("G", "EIG over colour on or off", "G", overlay),
         Key("M", "Tint UCR red on or off", "M", toggle("tint")),
         Key("X", "Before or after the last fusion", "X", toggle("before")),
+        Key("B", "Flicker: repaired frame or rendering", "B", flicker),
         Key("V", "Comparison: off, wipe, side by side", "V", wipe),
         Key(", .", "One frame back or on", ",", frame(-1)),
         Key(".", "One frame on", ".", frame(1), listed=False),

@@ -13,11 +13,15 @@ import numpy as np
 import viser
 
 from faithfusion_studio.cameras import Camera, Trajectory
+from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.studio.view_state import ViewState
 
 RECORDED_COLOR = (255, 255, 255)
 SHOWN_COLOR = (64, 156, 255)
 SEGMENT_COLOR = (255, 150, 30)
+FILLING_COLOR = (255, 40, 220)
+POINT_SIZE = 0.06
+"""Side of a point that would be added, m."""
 MAX_CAMERAS = 40
 DROP = 1.5
 """Height of a car's camera above the road where the recording does not say, m."""
@@ -37,6 +41,7 @@ class PathGraph:
         self._moving: dict[str, viser.SceneNodeHandle] = {}
         self._cameras: list[viser.SceneNodeHandle] = []
         self._drawn: tuple[object, ...] = ()
+        self._filling: Gaussians | None = None
 
     def draw_recording(self, recorded: Trajectory) -> None:
         """Replace everything that belongs to the recording."""
@@ -72,6 +77,18 @@ class PathGraph:
             self._keep("/shown/after", self._line("/shown/after", after, SHOWN_COLOR, 2.5))
         part = path[start:stop] + np.array([0.0, 0.0, LIFT])
         self._keep("/segment", self._line("/segment", part, SEGMENT_COLOR, 4.0))
+
+    def draw_filling(self, filling: Gaussians | None) -> None:
+        """Points that would be added to the scene, in the colour of what is generated; None takes them away."""
+        if filling is self._filling:
+            return
+        self._filling = filling
+        self._remove("/filling")
+        if filling is not None:
+            points = filling.means.detach().cpu().numpy().astype(np.float32)
+            colors = np.broadcast_to(np.uint8(FILLING_COLOR), points.shape)
+            cloud = self._scene.add_point_cloud("/filling", points, colors, point_size=POINT_SIZE)
+            self._keep("/filling", cloud)
 
     def _keep(self, name: str, handle: viser.SceneNodeHandle | None) -> None:
         if handle is not None:

@@ -207,6 +207,59 @@ def repaired(s):
     s.settle()
 
 
+def test_strength_seed_and_references_go_with_the_repair(studio):
+    s = studio(add_repair_panel)
+    s.gui.use("Strength", 0.4)
+    s.gui.use("Seed", 11)
+    s.gui.use("References", "1, 5")
+    s.gui.use("Repair segment")
+    s.settle()
+    stage = s.session.state.stage
+    assert (stage.strength, stage.seed, stage.references) == (0.4, 11, (1, 5))
+    for wrong in ("1, x", "6"):
+        s.gui.use("References", wrong)
+        assert s.gui.find("Repair segment").disabled
+        assert "is no recorded frame; give numbers from 0 to 5" in s.gui.text()
+    s.gui.use("References", "auto")
+    assert not s.gui.find("Repair segment").disabled
+
+
+def test_fill_empty_is_shown_before_it_is_added_and_is_one_edit(studio, monkeypatch):
+    from faithfusion_studio.session import session as module
+
+    asked = []
+
+    def candidates(scene, frames, rule):
+        asked.append(rule)
+        return fakes.make_gaussians(0 if rule.transparent > 0.9 else 7)
+
+    monkeypatch.setattr(module, "fill_candidates", candidates)
+    s = studio(add_repair_panel)
+    assert not s.gui.find("Fill empty").visible
+    repaired(s)
+    assert s.gui.find("Fill empty").visible
+    before = s.session.store.latest().scene.num_gaussians
+    s.gui.use("Empty below opacity", 0.8)
+    s.gui.use("Show the new points")
+    s.settle()
+    assert asked[-1].transparent == 0.8 and len(s.session.state.filling) == 7
+    assert s.session.state.history == ("Opened",)
+    assert "7 points are shown in magenta" in s.gui.text()
+    s.gui.use("Add the splats")
+    s.settle()
+    scene = s.session.store.latest().scene
+    assert scene.num_gaussians == before + 7 and s.session.state.filling is None
+    assert len(scene.fisher.blocks) == scene.num_gaussians
+    assert s.session.state.history[-1] == "Fill empty: 7 splats"
+    s.session.submit(c.Undo())
+    s.settle()
+    assert s.session.store.latest().scene.num_gaussians == before
+    s.gui.use("Empty below opacity", 1.0)
+    s.gui.use("Show the new points")
+    s.settle()
+    assert "nothing is empty by these limits" in s.session.state.error
+
+
 def test_fuse_waits_for_an_accepted_frame_and_says_so(studio):
     s = studio(add_fusion_panel)
     assert s.gui.find("Start fusion").disabled

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.session.commands import RepairSegment, Stop
 from faithfusion_studio.session.engines import RepairEngine
 from faithfusion_studio.session.state import SessionState
+from faithfusion_studio.studio.fill_section import FillSection
 from faithfusion_studio.studio.frame_strip import FrameStrip
+from faithfusion_studio.studio.repair_options import RepairOptions
 from faithfusion_studio.studio.view_state import View, ViewState
 from faithfusion_studio.studio.widgets import (
     JobBar,
@@ -29,21 +32,23 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     what = gui.add_html("")
     engine = gui.add_dropdown("Engine", tuple(engines))
     about = gui.add_html("")
+    options = RepairOptions(gui, view, lambda: show_choice(view.get()))
     preview = gui.add_button("Preview this frame", hint="Key R: repair only the frame shown.")
     repair = gui.add_button("Repair segment")
     why = gui.add_html("")
     bar = JobBar(gui)
     stop = gui.add_button("Stop and keep the frames so far", visible=False, color="red")
-    strip = FrameStrip(gui, session, view)
+    results = (FrameStrip(gui, session, view), FillSection(gui, session, view))
 
     def stage() -> Stage:
         shown = view.get()
-        return Stage(
+        chosen = Stage(
             segment=(shown.segment.start, shown.segment.stop),
             lateral_offset=shown.offset,
             engine=engines[engine.value].name,
             eig_threshold=shown.threshold[1],
         )
+        return options.apply(chosen)
 
     def show_choice(shown: ViewState) -> None:
         wanted = stage()
@@ -53,7 +58,7 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         show_buttons(session.state)
 
     def show_buttons(state: SessionState) -> None:
-        reason = _reason(state, stage(), engines[engine.value])
+        reason = _reason(state, stage(), engines[engine.value]) or options.problem
         step = next_step(state)
         moved = state.stage is None or state.stage.label != stage().label
         set_button(preview, reason)
@@ -68,12 +73,7 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def _(_event: Any) -> None:
         frame = view.get().frame
         wanted = stage()
-        single = Stage(
-            (frame, frame + 1),
-            wanted.lateral_offset,
-            wanted.engine,
-            eig_threshold=wanted.eig_threshold,
-        )
+        single = replace(wanted, segment=(frame, frame + 1))
         session.submit(RepairSegment(single, preview=True))
 
     @repair.on_click
@@ -97,7 +97,8 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         working = state.job is not None and state.job.kind in ("repair", "fisher")
         bar.show(state.job if working else None)
         show_buttons(state)
-        strip.update(state)
+        for part in results:
+            part.update(state)
 
     show_choice(view.get())
     return update
