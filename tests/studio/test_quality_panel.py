@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from street_scene import street, with_true_photos, without_recording
+from studio_fakes import FakeSession
 from test_job_panels import Gui, Window
 
 pytest.importorskip("viser")
-
-from conftest import FakeSession  # noqa: E402
 
 from faithfusion_studio.cameras import offset_laterally  # noqa: E402
 from faithfusion_studio.information.fisher import recorded_fisher  # noqa: E402
