@@ -34,6 +34,7 @@ HOMES = {
     "metrics": "measure",
     "synthesize": "make",
     "train-refiner": "train",
+    "train-eigent": "train",
     "convert": "make",
     "bench": "make",
 }

@@ -14,7 +14,16 @@ from tyro.conf import Positional
 from faithfusion_studio.bench.figures import describe_keys
 from faithfusion_studio.fusion.presets import describe_presets
 
-Engine = Literal["reprojection", "refiner", "difix", "eigent-vace", "eigent-cogvideox"]
+Engine = Literal[
+    "reprojection",
+    "refiner",
+    "eigent-tiny",
+    "eigent-tiny-rvc",
+    "cascade",
+    "difix",
+    "eigent-cogvideox",
+    "eigent-vace",
+]
 Form = Literal["block", "trace", "diagonal", "released"]
 
 
@@ -319,21 +328,17 @@ Bench.__doc__ = f"{Bench.__doc__}\n\nKeys of the JSON object, which stay:\n\n{de
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRefiner(DeviceCommand):
-    """Train the refiner's weights from nothing, on procedural streets; Ctrl+C keeps what is learned.
-
-    Makes the streets, reconstructs them, takes pairs and fits the network. Streets that are done and
-    a checkpoint every two minutes stay in the cache, so the same command goes on where it stopped.
-    """
+class TrainNetwork(DeviceCommand):
+    """What the trainings of our own networks share."""
 
     out: Positional[Path]
     """The weights to write (.safetensors)."""
-    size: Literal["S", "M"] = "S"
-    """S: 260 thousand parameters, for a CPU. M: six million, for a GPU."""
     seeds: str = "110:150"
-    """Half-open range A:B of the training streets' seeds, below 400."""
+    """Half-open ranges A:B of the training streets' seeds, below 400, separated by commas."""
+    validate: str | None = None
+    """Streets A:B, not trained on, by which the best weights are kept; the last ones when not given."""
     steps: int | None = None
-    """Optimiser steps; 3000 for S, 9000 for M when not given."""
+    """Optimiser steps; the size's own number when not given."""
     seed: int = 0
     """Of the network and of the order in which it learns."""
     cache: Path | None = None
@@ -342,6 +347,33 @@ class TrainRefiner(DeviceCommand):
     """Weights to begin with instead of random ones, of the same size."""
     test: str | None = None
     """Then measure on these test streets, a half-open range A:B of seeds from 400 on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRefiner(TrainNetwork):
+    """Train the refiner's weights from nothing, on procedural streets; Ctrl+C keeps what is learned.
+
+    Makes the streets, reconstructs them, takes pairs and fits the network. Streets that are done and
+    a checkpoint every two minutes stay in the cache, so the same command goes on where it stopped.
+    """
+
+    size: Literal["S", "M"] = "S"
+    """S: 260 thousand parameters, 3000 steps, for a CPU. M: six million, 9000 steps, for a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEigent(TrainNetwork):
+    """Train the weights of the engine eigent-tiny from nothing, on the refiner's streets; Ctrl+C keeps them.
+
+    The trunk learns first; then it is frozen and the EIG-gated branch learns. Streets that are done and a
+    checkpoint every two minutes stay in the cache, so the same command goes on where it stopped.
+    """
+
+    decoder: Path | None = None
+    """Weights of a refiner to begin the decoder with: of size S for tiny, M for base; random when not given."""
+
+    size: Literal["tiny", "base"] = "tiny"
+    """tiny: 2 million parameters, 2000 steps, for a CPU. base: 33 million, 20000 steps, for a GPU."""
 
 
 COMMANDS: dict[str, type[Command]] = {
@@ -356,6 +388,7 @@ COMMANDS: dict[str, type[Command]] = {
     "metrics": Metrics,
     "synthesize": Synthesize,
     "train-refiner": TrainRefiner,
+    "train-eigent": TrainEigent,
     "convert": Convert,
     "bench": Bench,
 }

@@ -211,6 +211,24 @@ def _refiner() -> Repairer:
     return RefinerRepairer()
 
 
+def _eigent_tiny() -> Repairer:
+    from faithfusion_studio.repair.eigent_tiny import EigentTinyRepairer
+
+    return EigentTinyRepairer()
+
+
+def _eigent_tiny_rvc() -> Repairer:
+    from faithfusion_studio.repair.eigent_tiny import TWO_STEPS, EigentTinyRepairer
+
+    return EigentTinyRepairer(config=TWO_STEPS)
+
+
+def _cascade() -> Repairer:
+    from faithfusion_studio.repair.cascade import CascadeRepairer
+
+    return CascadeRepairer()
+
+
 def _difix() -> Repairer:
     from faithfusion_studio.repair.difix import load_difix
 
@@ -232,6 +250,9 @@ def _eigent_cogvideox() -> Repairer:
 REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "reprojection": _reprojection,
     "refiner": _refiner,
+    "eigent-tiny": _eigent_tiny,
+    "eigent-tiny-rvc": _eigent_tiny_rvc,
+    "cascade": _cascade,
     "difix": _difix,
     "eigent-vace": _eigent_vace,
     "eigent-cogvideox": _eigent_cogvideox,

@@ -16,12 +16,15 @@ from faithfusion_studio.repair.base import (
     RepairBatch,
     RepairerInfo,
 )
-from faithfusion_studio.repair.refiner_network import ERROR_SCALE, Refiner, refiner_inputs
+from faithfusion_studio.repair.refiner_network import (
+    ERROR_SCALE,
+    GENERATED_FROM,
+    Refiner,
+    refiner_inputs,
+)
 from faithfusion_studio.repair.refiner_weights import load_refiner
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer
 
-GENERATED_FROM = 0.1
-"""A pixel with a larger colour from the network itself counts as generated."""
 SECONDS_PER_PIXEL = {"S": 5e-7, "M": 7e-6}
 """Of the network alone, on two CPU threads."""
 
@@ -31,6 +34,7 @@ class RefinerRepairer:
 
     Args:
         network: None loads the weights that come with the program.
+        reprojection: What it stands on; several engines may share one.
 
     Raises:
         MissingWeightsError: They are not there.
@@ -46,9 +50,11 @@ class RefinerRepairer:
         depth=True,
     )
 
-    def __init__(self, network: Refiner | None = None) -> None:
+    def __init__(
+        self, network: Refiner | None = None, reprojection: ReprojectionRepairer | None = None
+    ) -> None:
         self.network = load_refiner() if network is None else network
-        self._reprojection = ReprojectionRepairer()
+        self._reprojection = reprojection or ReprojectionRepairer()
 
     def estimate_seconds(self, frames: int, height: int, width: int, device: str = "cpu") -> float:
         """Expected time, s: the reprojection's and the network's, linear in pixels."""

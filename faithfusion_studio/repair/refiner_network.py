@@ -33,6 +33,8 @@ UNKNOWN_EIG = 0.5
 """Calibrated EIG the network is shown where none is known."""
 MAX_RESIDUAL = 0.25
 """Largest colour the network may add beyond the known colours."""
+GENERATED_FROM = 0.1
+"""A pixel with a larger colour from the network itself counts as generated."""
 ERROR_SCALE = 0.08
 """Expected absolute colour error at which confidence is one half."""
 
@@ -114,16 +116,26 @@ class Refiner(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "B C H W"]) -> Refined:
         """Refine frames of any size."""
+        inputs = filled(inputs)
         height, width = inputs.shape[-2:]
         multiple = 2 ** len(self.down)
         pad = (0, -width % multiple, 0, -height % multiple)
-        x = functional.pad(inputs, pad, mode="replicate")
-        x = self._features(functional.pixel_unshuffle(x, 2))
-        out = functional.pixel_shuffle(self.head(x), 2)[..., :height, :width].float()
-        return compose(inputs.float(), out)
+        out = self.decode(functional.pad(inputs, pad, mode="replicate"))
+        return compose(inputs.float(), out[..., :height, :width].float())
+
+    def decode(self, inputs: Tensor, extra: Tensor | None = None) -> Tensor:
+        """What `compose` takes, for filled inputs whose sides are multiples of 16.
+
+        Args:
+            inputs: From `refiner_inputs`, [B, C, H, W].
+            extra: Features of somebody else, added behind the stem, [B, stem's width, H/2, W/2].
+        """
+        x = self.stem(functional.pixel_unshuffle(inputs, 2))
+        x = self._features(x if extra is None else x + extra)
+        return functional.pixel_shuffle(self.head(x), 2)
 
     def _features(self, x: Tensor) -> Tensor:
-        x, skips = self.stem(x), []
+        skips = []
         for level, shrink in zip(self.down, self.shrink, strict=False):
             x = level(x)
             skips.append(x)
@@ -151,6 +163,17 @@ class _Block(nn.Module):
 
 def _level(width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(_Block(width) for _ in range(blocks)))
+
+
+def filled(inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """The inputs with the render in place of warped colours where nothing was seen.
+
+    There the warps are black, which a convolution takes for evidence and spreads.
+    """
+    unseen = inputs[:, SEEN : SEEN + 1] < 1e-3
+    render = inputs[:, RENDER]
+    warped = [torch.where(unseen, render, inputs[:, part]) for part in (FUSED, BEST)]
+    return torch.cat([render, *warped, inputs[:, BEST.stop :]], dim=1)
 
 
 def reprojected(inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:

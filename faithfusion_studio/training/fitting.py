@@ -6,7 +6,6 @@ What is learned is what will be shown.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -135,14 +134,21 @@ def held_out_gain(network: Refiner, file: PairFile) -> tuple[float, float]:
     """Mean PSNR over whole views after the gate: reprojection and refiner over the render, dB."""
     device, gains = next(network.parameters()).device, []
     for index, t in itertools.product(range(len(file)), range(file.shape[1])):
-        pair = file.crop(index, 0, 0, *file.shape[3:], slice(t, t + 1))
+        pair = file.whole(index, slice(t, t + 1))
         degraded, truth = pair.degraded.float().to(device), pair.truth.float()
         with torch.no_grad():
             rgb = network(degraded).rgb
-        render, gate = degraded[:, RENDER], degraded[:, GATE : GATE + 1]
-        shown = [render, torch.lerp(render, reprojected(degraded), gate)]
-        shown.append(torch.lerp(render, rgb, gate))
-        errors = [float((x.cpu() - truth).square().mean()) for x in shown]
-        gains.append([10 * math.log10(errors[0] / max(e, 1e-9)) for e in errors[1:]])
+        gains += gains_over_render(degraded, (reprojected(degraded), rgb), truth)
     means = np.mean(gains, axis=0)
     return float(means[0]), float(means[1])
+
+
+def gains_over_render(
+    degraded: Float[Tensor, "B C h w"], repairs: Sequence[Tensor], truth: Float[Tensor, "B 3 h w"]
+) -> list[list[float]]:
+    """Per view, by how many dB each repair is nearer to the truth than the render, after the gate."""
+    render, gate = degraded[:, RENDER], degraded[:, GATE : GATE + 1]
+    shown = [render, *(torch.lerp(render, rgb, gate) for rgb in repairs)]
+    errors = [(image.cpu() - truth).square().mean((1, 2, 3)) for image in shown]
+    gains = [10 * (errors[0] / error.clamp(min=1e-9)).log10() for error in errors[1:]]
+    return torch.stack(gains, dim=1).tolist()

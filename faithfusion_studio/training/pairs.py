@@ -240,3 +240,7 @@ class PairFile:
             self._degraded[index, times, :, rows, columns],
             self._truth[index, times, :, rows, columns],
         )
+
+    def whole(self, index: int, times: slice = slice(None)) -> TrainingPair:
+        """One pair at its full size, all its frames or some."""
+        return self.crop(index, 0, 0, self.shape[3], self.shape[4], times)

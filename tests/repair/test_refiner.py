@@ -84,6 +84,16 @@ def test_colours_stay_within_reach_of_what_is_known(size):
     assert torch.equal(network(inputs).rgb, refined.rgb)
 
 
+def test_what_the_warps_hold_where_nothing_was_seen_is_no_evidence():
+    inputs = torch.rand(1, CHANNELS, 32, 48, generator=torch.Generator().manual_seed(1))
+    inputs[:, SEEN, :, 24:] = 0.0
+    other, network = inputs.clone(), shaken()
+    other[:, FUSED, :, 24:], other[:, 6:9, :, 24:] = 0.9, 0.1
+    assert torch.equal(network(inputs).rgb[..., :24], network(other).rgb[..., :24])
+    other[:, FUSED, :, :24] = 0.9
+    assert not torch.equal(network(inputs).rgb[..., :24], network(other).rgb[..., :24])
+
+
 def test_a_frame_is_refined_alone():
     first, second = torch.rand(2, 1, CHANNELS, 32, 48).unbind(0)
     network = shaken()

@@ -20,7 +20,6 @@ from faithfusion_studio.repair.refiner_network import (
 from faithfusion_studio.synthetic.raytrace import trace_view
 from faithfusion_studio.synthetic.recording import RecordingConfig, drive, record
 from faithfusion_studio.synthetic.street import StreetConfig, build_street
-from faithfusion_studio.training import evaluation
 from faithfusion_studio.training.fitting import Fitting, FittingConfig, held_out_gain
 from faithfusion_studio.training.loop import vary
 from faithfusion_studio.training.pairs import (
@@ -207,10 +206,10 @@ def test_the_command_trains_and_goes_on(cache, tmp_path, monkeypatch, capsys):
     shutil.copy(cache, tmp_path)
     words = ["train-refiner", str(out), "--seeds", "111:112", "--cache", str(tmp_path)]
     assert cli.main(words) == 0
-    assert "6 steps on 3 pairs of 1 streets" in capsys.readouterr().out
+    assert "6 steps on 6 pairs of 1 streets" in capsys.readouterr().out
     first = load_refiner(out).state_dict()
     assert cli.main([*words, "--size", "M", "--start", str(out)]) == 2
-    assert "give --size S" in capsys.readouterr().err
+    assert "give their --size" in capsys.readouterr().err
     assert cli.main(words) == 0
     assert "going on after step 6" in capsys.readouterr().err
     for name, value in load_refiner(out).state_dict().items():
@@ -231,36 +230,3 @@ def test_arguments_that_make_no_sense_are_refused(words, sentence, capsys, tmp_p
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train-refiner", *words, "--cache", "c"]) == 2
     assert sentence in capsys.readouterr().err
-
-
-def test_engines_are_compared_with_the_truth_beside_the_path(tmp_path, monkeypatch):
-    from faithfusion_studio.repair import create_repairer
-
-    tiny = build_street(tiny_recipe(111).street)
-    monkeypatch.setattr(evaluation, "build_street", lambda config: tiny)
-    for name, value in [("FRAMES", 12), ("SIZE", (96, 54)), ("STEPS", 8), ("GAUSSIANS", 500)]:
-        monkeypatch.setattr(evaluation, f"TEST_{name}", value)
-    engines = [create_repairer("reprojection"), create_repairer("refiner")]
-    rows = list(
-        evaluation.compare_on_street(
-            400, "urban", engines, tmp_path, frames=[6], offsets=[1.0, -2.0]
-        )
-    )
-    assert [(row.street, row.offset) for row in rows] == [("urban 400", 1.0), ("urban 400", -2.0)]
-    for row in rows:
-        assert set(row.psnr) == {"render", "reprojection", "refiner"} and row.ucr_share > 0
-        assert row.psnr["reprojection"] > row.psnr["render"] > 5
-    assert (tmp_path / "urban-400.ckpt").exists()
-
-
-def test_the_table_has_a_row_per_offset_with_means():
-    rows = [
-        evaluation.Comparison("urban 400", offset, 0, 0.5, {"a": p}, {"a": p + 1}, {"a": 0.5})
-        for offset, p in [(1.0, 20.0), (1.0, 22.0), (-2.0, 10.0)]
-    ]
-    lines = evaluation.table(rows)
-    assert lines[0] == "| offset | views | a dB | a UCR dB | a SSIM |"
-    assert lines[2:] == [
-        "| +1 m | 2 | 21.00 | 22.00 | 0.500 |",
-        "| -2 m | 1 | 10.00 | 11.00 | 0.500 |",
-    ]
