@@ -74,7 +74,7 @@ class VideoOptions:
     """The scene on the left of "before-after"."""
     stems: tuple[str, ...] = ()
     """File stem per frame of a folder; empty numbers them from 000000."""
-    eig_form: Literal["block", "trace", "diagonal", "released"] = "block"
+    eig_form: Literal["block", "trace", "diagonal", "joint", "released"] = "block"
 
 
 def export_video(

@@ -49,7 +49,8 @@ class BenchConfig:
     trainings: int = 1
     """uncertainty, fusion: reconstructions of each scene, by seed."""
     members: int = 0
-    """uncertainty: further trainings of the ensemble; 0 leaves it out."""
+    """uncertainty: further trainings of the ensemble, each on a bootstrap of the frames; with 0 the other trainings
+    of the scene are its members, and with fewer than three of these it is left out."""
     steps: int = 0
     """uncertainty, fusion: of each reconstruction."""
     views: int = 0

@@ -24,7 +24,7 @@ Engine = Literal[
     "eigent-cogvideox",
     "eigent-vace",
 ]
-Form = Literal["block", "trace", "diagonal", "released"]
+Form = Literal["block", "trace", "diagonal", "joint", "released"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Eig(AlongPath):
     scene: Positional[Path]
     out_dir: Positional[Path]
     form: Form = "block"
-    """Log-determinant of the 13x13 blocks, its trace bound, the diagonal, or the released formula."""
+    """Log-determinant of the 13x13 blocks, its trace bound, the diagonal, colour and depth, or the released formula."""
     threshold: float = 0.4
     """Calibrated EIG at and above which a pixel counts as UCR."""
     explain: str | None = None
@@ -305,6 +305,8 @@ class Bench(Command):
     """uncertainty, fusion: test streets; those of the topic when not given."""
     trainings: int | None = None
     """uncertainty, fusion: reconstructions of each scene; those of the topic when not given."""
+    members: int | None = None
+    """uncertainty: further trainings of the ensemble; with 0 its members are the other trainings of the scene."""
     scale: float | None = None
     """uncertainty, fusion: size of everything over the recorded size."""
     views: int | None = None

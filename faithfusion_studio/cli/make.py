@@ -125,6 +125,7 @@ def bench(args: a.Bench) -> Result:
         steps=args.steps,
         scenes=args.scenes,
         trainings=args.trainings,
+        members=args.members,
         scale=args.scale,
         capture=None if args.capture is None else str(args.capture),
         views=args.views,

@@ -1,4 +1,4 @@
-"""Pixel-wise expected information gain of any view, in one of four named forms.
+"""Pixel-wise expected information gain of any view, in one of five named forms.
 
 Symbols: j_ip [3, 13] = d colour(p) / d theta_i; H_i, Lambda, sigma_0 as in `prior`;
 G(p) = (1 / sigma_0^2) sum_i j_ip (H_i + Lambda)^-1 j_ip^T [3, 3]; T(p) = remaining transmittance.
@@ -8,6 +8,7 @@ Behind the Gaussians lies the sky or nothing: its colour is a parameter too, wit
 "block": 1/2 log det(I + G), nats, exact for a posterior that is block-diagonal over Gaussians.
 "trace": 1/2 tr G, the paper's bound, never below "block".
 "diagonal": 1/2 tr G with only the diagonal of H + Lambda, the paper's Algorithm 1.
+"joint": "block" of colour and depth together, with the picture's registration unknown; see `joint`.
 "released": the formula of the published code, for comparison only; not in nats.
 H is evidence (large = certain); EIG is novelty (large = uncertain).
 """
@@ -23,7 +24,11 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.information.calibration import Calibration, void_nats
+from faithfusion_studio.information.calibration import (
+    Calibration,
+    fit_calibration,
+    void_nats,
+)
 from faithfusion_studio.information.prior import FisherPrior, chain_view, require_fisher
 from faithfusion_studio.render.chain import factor_blocks, parameter_variances
 from faithfusion_studio.render.images import nats_image
@@ -33,9 +38,11 @@ from faithfusion_studio.render.views import RasterizedView, ViewOptions, rasteri
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.sky import cubemap_lookup, pixel_directions
 
-EigForm = Literal["block", "trace", "diagonal", "released"]
+EigForm = Literal["block", "trace", "diagonal", "joint", "released"]
 COVERED = 0.1
 """Opacity from which a pixel counts as covered by Gaussians."""
+JOINT_VIEWS, JOINT_WIDTH = 6, 320
+"""Recorded views the map of joint nats to [0, 1] is fitted on, and their width at most, pixels."""
 KNOWN_SKY = 0.5
 """A sky direction is known where its standard deviation is below this share of the void's."""
 
@@ -93,6 +100,8 @@ def eig_map(
             calibrated = torch.where(covered, gain.clamp(max=1), torch.ones_like(gain))
             return EigMap(gain, calibrated, covered, form)
         G = _gain(scene, camera, view, fisher, prior, form == "diagonal")
+        if form == "joint":
+            return _joint(scene, camera, view, fisher, prior, G)
         if G.device.type == "cpu":
             eig, calibrated, mean, void = nats_image(
                 G,
@@ -109,6 +118,47 @@ def eig_map(
             eig, mean = _nats(G, (1 - view.alpha).square() * void / fisher.noise_std**2, form)
             calibrated = scene_calibration(fisher, prior).apply(eig)
         return EigMap(eig, calibrated, _covered(scene, view, void, prior), form, mean)
+
+
+def _joint(
+    scene: Scene,
+    camera: Camera,
+    view: RasterizedView,
+    fisher: StoredFisher,
+    prior: FisherPrior,
+    G: Tensor,
+) -> EigMap:
+    from faithfusion_studio.information.joint import depth_nats, depth_variance, registration_gain
+
+    void = void_variance(scene, camera, view, fisher, prior)
+    G = G + registration_gain(view.rgb.clamp(0, 1), fisher.noise_std)
+    unseen = (1 - view.alpha).square() * void / fisher.noise_std**2
+    eig, mean = _nats(G, unseen, "block")
+    eig = eig + depth_nats(depth_variance(view, camera, fisher, prior))
+    calibrated = _joint_calibration(scene, fisher, prior).apply(eig)
+    return EigMap(eig, calibrated, _covered(scene, view, void, prior), "joint", mean)
+
+
+def _joint_calibration(scene: Scene, fisher: StoredFisher, prior: FisherPrior) -> Calibration:
+    """Of joint nats, fitted on a few recorded views when it is first asked for; the scene's own without any."""
+    from faithfusion_studio.information.joint import KNOTS
+
+    if scene.capture is None or not scene.capture.trajectory.cameras:
+        return scene_calibration(fisher, prior)
+    if fisher not in KNOTS:
+        cameras = scene.capture.trajectory.cameras
+        step = max(1, len(cameras) // JOINT_VIEWS)
+        KNOTS[fisher] = scene_calibration(fisher, prior).knots  # while the maps are made
+        try:
+            maps = [
+                eig_map(scene, camera, fisher=fisher, prior=prior, form="joint").eig.cpu()
+                for camera in (c.scaled(min(1.0, JOINT_WIDTH / c.width)) for c in cameras[::step])
+            ]
+            KNOTS[fisher] = fit_calibration(maps, void_nats(prior.void, fisher.noise_std)).knots
+        except BaseException:
+            del KNOTS[fisher]
+            raise
+    return Calibration(KNOTS[fisher])
 
 
 def _covered(scene: Scene, view: RasterizedView, void: Tensor, prior: FisherPrior) -> Tensor:

@@ -48,7 +48,7 @@ Source = Literal[
     "repaired",
     "confidence",
 ]
-EigForm = Literal["block", "trace", "diagonal", "released"]
+EigForm = Literal["block", "trace", "diagonal", "joint", "released"]
 Compare = Literal["off", "side", "wipe"]
 EIG_LAYERS = frozenset({"eig", "calibrated", "overlay"})
 MAX_OFFSET = 6.0

@@ -17,14 +17,27 @@ from torch import Tensor
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge, Sight
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.information.eig import EigForm, EigMap, eig_map
+from faithfusion_studio.information.eig import (
+    EigForm,
+    EigMap,
+    _gain,
+    _nats,
+    eig_map,
+    void_variance,
+)
 from faithfusion_studio.information.fisher import FisherAccumulator
+from faithfusion_studio.information.joint import (
+    depth_nats,
+    depth_variance,
+    image_derivatives,
+    registration_gain,
+)
 from faithfusion_studio.information.prior import FisherPrior
 from faithfusion_studio.metrics.uncertainty import ranks
-from faithfusion_studio.render.chain import PARAMETERS, diagonal_of, parameter_variances, unpack
+from faithfusion_studio.render.chain import PARAMETERS, diagonal_of, unpack
 from faithfusion_studio.render.views import rasterize_view, render_features
 from faithfusion_studio.scene import Scene
-from faithfusion_studio.transforms import eval_sh, quat_to_rotmat
+from faithfusion_studio.transforms import eval_sh
 
 SHARPNESS = 8
 """A recorded view counts by cos(angle)^this in the angle-aware view count."""
@@ -94,21 +107,27 @@ def deviation(known: Knowledge, sight: Sight) -> Prediction:
 
 
 def total_variance(known: Knowledge, sight: Sight) -> Prediction:
-    """Block EIG for colour; for depth the law of total variance over the Gaussians that make up a pixel.
-
-    Var z = E Var(z | i) + Var E(z | i), i drawn by its blending weight; Var(z | i) is the extent of the Gaussian and
-    the posterior variance of its centre (diagonal of H + Lambda), both along the camera's axis.
-    """
-    g, axis = sight.view.world.gaussians, sight.camera.viewmat[2, :3].float()
-    R = quat_to_rotmat(g.quats)
-    extent = ((R.transpose(1, 2) @ axis) * g.scales).square().sum(1)
-    centre = parameter_variances(known.fisher.blocks, FisherPrior().precision(g.scales))[:, :3]
-    within = extent + centre @ axis.square()
-    z = _camera_depth(g, sight.camera)
-    sums, alpha, _ = render_features(sight.view, sight.camera, torch.stack([z, z * z, within], 1))
-    mean = sums / alpha.clamp(min=1e-3)[..., None]
-    spread = (mean[..., 1] - mean[..., 0].square()).clamp(min=0) + mean[..., 2]
+    """Block EIG for colour; for depth the law of total variance over the Gaussians that make up a pixel."""
+    spread = depth_variance(sight.view, sight.camera, known.fisher, FisherPrior())
     return Prediction(_eig_map(known, sight, "block").eig, depth_rank=spread)
+
+
+def joint(*, registration: bool = True, depth: bool = True, two: bool = False):
+    """The map "joint", whole or without one of its terms; `two` gives depth its own marginal, Var z."""
+
+    def predict(known: Knowledge, sight: Sight) -> Prediction:
+        fisher, prior = known.fisher, FisherPrior()
+        G = _gain(known.scene, sight.camera, sight.view, fisher, prior, False)
+        if registration:
+            G = G + registration_gain(sight.rgb, fisher.noise_std)
+        void = void_variance(known.scene, sight.camera, sight.view, fisher, prior)
+        nats, gain = _nats(G, (1 - sight.view.alpha).square() * void / _noise(known), "block")
+        spread = depth_variance(sight.view, sight.camera, fisher, prior)
+        nats = nats + depth_nats(spread) if depth else nats
+        variance = _noise(known) * (1 + gain)
+        return Prediction(nats, depth_rank=spread if two else None, variance=variance)
+
+    return predict
 
 
 def fisher_rf(known: Knowledge, sight: Sight) -> Prediction:
@@ -257,11 +276,8 @@ def _with_rows(scene: Scene, kept: Tensor) -> Scene:
 
 def image_gradient(known: Knowledge, sight: Sight) -> Prediction:
     """Magnitude of the gradient of the rendered image: a small shift of texture is a large colour error."""
-    image = sight.rgb.permute(2, 0, 1)[:, None]
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    both = torch.stack([kernel, kernel.T])[:, None]
-    padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    return Prediction(torch.nn.functional.conv2d(padded, both).square().sum((0, 1)).sqrt())
+    x, y = image_derivatives(sight.rgb)
+    return Prediction((x.square() + y.square()).sum(-1).sqrt())
 
 
 def random(known: Knowledge, sight: Sight) -> Prediction:
@@ -288,6 +304,10 @@ METHODS: Mapping[str, Method] = {
     "released": Method(_eig("released", False), ("fisher",), "published code of FaithFusion"),
     "deviation": Method(deviation, ("fisher",), "predicted standard deviation"),
     "total_variance": Method(total_variance, ("fisher",), "block; depth by total variance"),
+    "joint": Method(joint(), ("fisher",), "joint.py: colour with registration, and depth"),
+    "joint_two": Method(joint(two=True), ("fisher",), "joint; depth by its own marginal Var z"),
+    "joint_no_depth": Method(joint(depth=False), ("fisher",), "ablation: registration alone"),
+    "joint_no_shift": Method(joint(registration=False), ("fisher",), "ablation: depth alone"),
     "fisher_rf": Method(fisher_rf, ("flat_fisher",), "FisherRF (Jiang et al. 2024), colour and SH"),
     **{
         f"freefix_{gamma:g}": Method(freefix(gamma), ("flat_fisher",), "FreeFix certainty")

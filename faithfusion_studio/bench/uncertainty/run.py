@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from faithfusion_studio.bench.report import BenchConfig, BenchError
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge
 from faithfusion_studio.bench.uncertainty.methods import METHODS, ORACLE
 from faithfusion_studio.bench.uncertainty.scoring import (
+    THRESHOLD,
     SceneScores,
     calibrated_coverage,
     interval,
@@ -88,8 +89,11 @@ def run_uncertainty(config: BenchConfig) -> UncertaintyReport:
 
 
 def _renders(scores: SceneScores) -> str:
-    parts = [f"{block} {sum(p) / len(p):.2f} dB" for block, p in scores.psnr.items()]
-    return "renders " + ", ".join(parts)
+    def means(values: Mapping[str, Sequence[float]], form: str, unit: str) -> str:
+        return ", ".join(f"{b} {sum(v) / len(v):{form}}{unit}" for b, v in values.items())
+
+    renders = means(scores.psnr, ".2f", " dB")
+    return f"renders {renders}; UCR of block at {THRESHOLD:g}: {means(scores.ucr, '.0%', '')}"
 
 
 def _scenes(config: BenchConfig) -> Iterator[TruthScene]:
@@ -119,6 +123,8 @@ def _one(test: TruthScene, config: BenchConfig, training: int) -> SceneScores:
         return trained(test, how, _say, chosen)
 
     def members() -> list:
+        if config.members == 0:
+            return [reconstruct(k, kept) for k in range(config.trainings) if k != training]
         random = np.random.default_rng(1000 + training)
         drawn = [
             sorted(set(random.choice(kept, len(kept)).tolist())) for _ in range(config.members)
@@ -128,7 +134,8 @@ def _one(test: TruthScene, config: BenchConfig, training: int) -> SceneScores:
     known = Knowledge(reconstruct(training, kept), members, seed=training)
     few = held_out[:: max(1, len(held_out) // config.views)][: config.views]
     blocks = {HELD_OUT: held_out_views(test.capture, few, config.scale), **test.beside}
-    methods = [m for m in METHODS if m != "ensemble" or config.members > 0]
+    several = config.members > 0 or config.trainings > 2
+    methods = [m for m in METHODS if m != "ensemble" or several]
     return score_scene(known, blocks, methods, test.name, training)
 
 

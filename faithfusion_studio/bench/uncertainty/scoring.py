@@ -14,6 +14,7 @@ from torch import Tensor
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge, Sight
 from faithfusion_studio.bench.uncertainty.methods import METHODS, ORACLE, Prediction
 from faithfusion_studio.bench.uncertainty.truth import TrueView
+from faithfusion_studio.information import eig_map, split_regions
 from faithfusion_studio.metrics import (
     aurg,
     ause,
@@ -35,6 +36,8 @@ FARTHEST = 80.0
 """Depth errors are scored where the true surface is nearer than this, m."""
 KEPT_RATIOS = 4096
 """Normalised errors kept per view, from which intervals of other scenes are widened."""
+THRESHOLD = 0.4
+"""Calibrated EIG from which the studio repairs: how much it asks for on each scene is noted."""
 QUANTILES = 10
 """Points of the curve of PSNR against the kept share of EIG."""
 
@@ -143,6 +146,8 @@ class SceneScores:
     """Seconds of what each method needs before it can look."""
     psnr: dict[str, list[float]] = field(default_factory=dict)
     """Of the renders, by block."""
+    ucr: dict[str, list[float]] = field(default_factory=dict)
+    """Share of UCR by block, form "block", at the studio's threshold."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     """By block: squared error of the pixels kept below each quantile of block EIG."""
 
@@ -170,6 +175,7 @@ def score_scene(
                 sight.view.depth  # noqa: B018 - the frame is not any method's cost
                 errors = errors_of(sight, true)
                 scores.psnr.setdefault(block, []).append(_psnr(errors.signed))
+                scores.ucr.setdefault(block, []).append(_ucr_share(known, sight))
                 for method in methods:
                     found, ms = _run(method, known, sight, errors, number)
                     scores.views.setdefault((method, block), []).append(found)
@@ -195,6 +201,11 @@ def _run(
 
 def _psnr(signed: Tensor) -> float:
     return -10 * math.log10(max(float(signed.double().square().mean()), 1e-12))
+
+
+def _ucr_share(known: Knowledge, sight: Sight) -> float:
+    found = eig_map(known.scene, sight.camera, fisher=known.fisher, view=sight.view)
+    return float(split_regions(found, THRESHOLD).ucr.float().mean())
 
 
 def _kept_errors(known: Knowledge, sight: Sight, errors: Errors) -> list[float]:

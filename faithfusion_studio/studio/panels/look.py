@@ -16,6 +16,7 @@ FORMS = {
     "block": "Block (log-det, default)",
     "trace": "Trace (the paper's bound)",
     "diagonal": "Diagonal (the paper's algorithm 1)",
+    "joint": "Joint (colour and depth)",
     "released": "As in the published code",
 }
 
