@@ -372,7 +372,7 @@ class TrainEigent(TrainNetwork):
     """
 
     decoder: Path | None = None
-    """Weights of a refiner to begin the decoder with: of size S for tiny, M for base; random when not given."""
+    """Weights of a refiner that becomes the decoder and stays it: size S for tiny, M for base; learned when not given."""
 
     size: Literal["tiny", "base"] = "tiny"
     """tiny: 2 million parameters, 2000 steps, for a CPU. base: 33 million, 20000 steps, for a GPU."""

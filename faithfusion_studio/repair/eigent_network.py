@@ -13,8 +13,8 @@ no autoencoder: pixels are unshuffled into tokens, and a decoder with skips from
 window in every other block, because attention over everything is too dear for a CPU.
 
 The decoder is the refiner's network with the tokens and the bridge added behind its stem through
-projections that start at zero. It may begin with the refiner's weights; then the whole is the refiner
-before it has learned anything, and what it learns is what neighbouring frames tell.
+projections that start at zero. It may be a trained refiner; then the whole is that refiner before it
+has learned anything, and what it learns is what neighbouring frames tell.
 
 Source: FaithFusion (dual branch, EIG gate); Wan2.1-VACE as in diffusers' `WanVACETransformer3DModel`
 (modulated blocks, zero-initialised projections); the rest is ours.

@@ -72,9 +72,10 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
 
     def __init__(self, files: Sequence[PairFile], config: EigentFittingConfig) -> None:
         super().__init__(files, config, lambda: Bridge(SIZES[config.size]))
+        self._decoder_fixed = False
 
     def start_decoder(self, refiner: Refiner) -> None:
-        """Begin with a refiner as the decoder, so that the whole begins as that refiner.
+        """Take a refiner as the decoder and keep it, so that the whole begins as that refiner.
 
         Raises:
             TrainingError: It is of another size, or the training is under way already.
@@ -86,6 +87,10 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
             )
         for network in (self.network, self.averaged):
             network.trunk.decoder.load_state_dict(refiner.state_dict())
+        self._decoder_fixed = True
+
+    def _identity(self) -> str:
+        return super()._identity() + (" with a given decoder" if self._decoder_fixed else "")
 
     @property
     def trunk_steps(self) -> int:
@@ -96,6 +101,8 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
         config = self.config
         branch = self.step >= self.trunk_steps
         self.network.trunk.requires_grad_(not branch)
+        if self._decoder_fixed:
+            self.network.trunk.decoder.requires_grad_(False)
         inputs, gate, truth = self._clips(rng)
         state, times = self._bridge(inputs, truth, rng)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):

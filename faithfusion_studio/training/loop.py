@@ -38,7 +38,7 @@ class LoopConfig:
     rate: float = 2e-3
     """Of AdamW, falling as a cosine to a hundredth."""
     warm_up: int = 50
-    """Steps over which the rate rises."""
+    """Steps over which the rate rises; a tenth of all steps at most."""
     average: float = 0.99
     """Of the exponential mean of the weights, which is what is saved."""
     eig_dropout: float = 0.15
@@ -128,7 +128,8 @@ class Loop(ABC, Generic[Network, Config]):
     def _rate(self) -> float:
         config = self.config
         cosine = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        return config.rate * min(1.0, (self.step + 1) / config.warm_up) * (0.01 + 0.99 * cosine)
+        rising = (self.step + 1) / min(config.warm_up, max(1, config.steps // 10))
+        return config.rate * min(1.0, rising) * (0.01 + 0.99 * cosine)
 
     def _follow(self) -> None:
         share = 1 - min(self.config.average, self.step / (self.step + 10))

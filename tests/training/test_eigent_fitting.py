@@ -149,5 +149,8 @@ def test_a_refiner_may_begin_the_decoder(made_up):
     with pytest.raises(TrainingError, match="of size S before the first step"):
         fitting.start_decoder(Refiner("M"))
     next(fitting.run())
+    for name, value in fitting.network.trunk.decoder.state_dict().items():
+        assert torch.equal(value, refiner.state_dict()[name]), "a given decoder stays"
+    assert float(fitting.network.trunk.bridge.weight.detach().abs().max()) > 0
     with pytest.raises(TrainingError, match="at step 1"):
         fitting.start_decoder(refiner)
