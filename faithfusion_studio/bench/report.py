@@ -61,6 +61,8 @@ class BenchConfig:
     """fusion: lateral offset of the true views of procedural streets, m."""
     engines: tuple[str, ...] = ()
     """fusion: repair engines by name, the first with all chains; all that can be used where empty."""
+    pace: float = 1.0
+    """fusion: factor on the steps of every distillation."""
     plans: bool = True
     """fusion: also compare the named plans at equal steps."""
     detector: str | None = None

@@ -80,6 +80,7 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
             steps=400,
             views=3,
             engines=("reprojection", "refiner"),
+            pace=0.5,
         ),
     ),
 }

@@ -21,8 +21,12 @@ class PlanError(StudioError):
 
 PRESETS: Mapping[str, tuple[str, FusionConfig]] = {
     "default": (
-        "Metre by metre, gated and weighted by EIG, everything accepted is replayed.",
+        "Three metres at a time, gated and weighted by EIG, everything accepted is replayed.",
         FusionConfig(),
+    ),
+    "progressive": (
+        "The same metre by metre.",
+        FusionConfig(offset_step=1.0),
     ),
     "jump": (
         "The offset in one stage, gated and weighted by EIG.",
@@ -77,6 +81,7 @@ PRESETS: Mapping[str, tuple[str, FusionConfig]] = {
             weighting="uniform",
             gated=False,
             keep_stages=True,
+            novel_weight=1.0,
             novel_curve="sine",
             novel_depth="consensus",
             densify=True,

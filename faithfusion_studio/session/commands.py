@@ -52,7 +52,7 @@ class AcceptFrames:
 class StartFusion:
     """Distil repaired frames into the splats: the accepted ones of the strip, or stage by stage a whole plan."""
 
-    steps: int = 200
+    steps: int = 500
     """Without stages: optimiser steps."""
     weighting: Weighting = "eig"
     """Without stages: how much each repaired pixel is believed."""

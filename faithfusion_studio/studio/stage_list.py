@@ -21,7 +21,8 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 STRIP = "The repaired frames, once"
 PLANS: dict[str, str] = {
-    "default": "Metre by metre",
+    "default": "Three metres at a time",
+    "progressive": "Metre by metre",
     "jump": "At once",
     "faithfusion": "FaithFusion (as released)",
     "difix3d": "Difix3D (as released)",
@@ -62,7 +63,7 @@ class StageList:
         with self._edit:
             self._index = gui.add_slider("Stage", 1, 2, 1, 1)
             self._offset = gui.add_number("Offset, m", 0.0, min=-6.0, max=6.0, step=0.25)
-            self._steps = gui.add_number("Stage steps", 200, min=1, max=100_000, step=10)
+            self._steps = gui.add_number("Stage steps", 500, min=1, max=100_000, step=10)
             self._weighting = gui.add_dropdown("Stage weighting", tuple(WEIGHTINGS))
             self._engine = gui.add_dropdown("Stage engine", tuple(engines))
             self._gated = gui.add_checkbox("Only UCR may change", True)

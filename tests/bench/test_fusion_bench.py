@@ -121,8 +121,8 @@ def test_plans_take_equally_many_steps(case, scorer, monkeypatch):
     }
     monkeypatch.setattr(module, "PRESETS", short)
     monkeypatch.setattr(module, "preset", lambda name: short[name][1])
-    chains = Chains(case, scorer, FusionConfig(), lambda _text: None)
-    scores = list(chains.plans("reprojection", 0.03))
+    chains = Chains(case, scorer, FusionConfig(pace=0.012), lambda _text: None)
+    scores = list(chains.plans("reprojection"))
     assert [s.chain.plan for s in scores] == list(short)
     assert {s.chain.group for s in scores} == {BUDGET}
     steps = {s.chain.plan: s.values["steps"] for s in scores}

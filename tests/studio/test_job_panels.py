@@ -291,7 +291,7 @@ def test_a_plan_follows_the_view_until_it_is_changed_by_hand(studio):
     s.gui.use("Plan", "Metre by metre")
     assert not s.gui.find("Steps").visible
     assert all(f"+{d} m, frames 1-3" in s.gui.text() for d in (1, 2, 3))
-    assert "3 stage(s), 600 steps." in s.gui.text()
+    assert "3 stage(s), 1500 steps." in s.gui.text()
     s.view.set(offset=-1.5, segment=Segment(2, 5))
     assert "-1.5 m, frames 2-4" in s.gui.text() and "2 stage(s)" in s.gui.text()
     s.view.set(offset=0.0)
@@ -307,10 +307,10 @@ def test_a_plan_follows_the_view_until_it_is_changed_by_hand(studio):
     s.view.set(offset=-4.0)
     assert "+2.5 m, frames 2-4" in s.gui.text()  # what was changed by hand stays
     s.gui.use("Stages", "Add")
-    assert "3 stage(s), 214 steps." in s.gui.text()
+    assert "3 stage(s), 514 steps." in s.gui.text()
     s.gui.use("Stages", "Remove")
     s.gui.use("Stages", "Remove")
-    assert "1 stage(s), 200 steps." in s.gui.text()
+    assert "1 stage(s), 500 steps." in s.gui.text()
     s.gui.use("Stages", "Remove")
     assert any("at least one stage" in body for _, body, _ in s.view._window.notes)
 

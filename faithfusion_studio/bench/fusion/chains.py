@@ -96,17 +96,19 @@ class Chains:
         chain = Chain(FRAMES, engine, "gated", "")
         return ChainScore(chain, case, {**values, "seconds": time.perf_counter() - started})
 
-    def plans(self, engine: str, pace: float) -> Iterator[ChainScore]:
+    def plans(self, engine: str) -> Iterator[ChainScore]:
         """Every named plan to the case's offset, its steps shortened so that all take as many as the default."""
+        pace = self._base.pace
         goal = sum(s.steps for s in self._stages(self._plan_config("default", engine), pace))
         for name in PRESETS:
             config = self._plan_config(name, engine)
             own = sum(s.steps for s in self._stages(config, 1.0))
             yield self._whole_plan(BUDGET, name, config, goal / own)
 
-    def default_plan(self, engine: str, pace: float = 1.0) -> ChainScore:
+    def default_plan(self, engine: str) -> ChainScore:
         """The default plan with its own steps."""
-        return self._whole_plan(PLANS, "default", self._plan_config("default", engine), pace)
+        config = self._plan_config("default", engine)
+        return self._whole_plan(PLANS, "default", config, self._base.pace)
 
     # ------------------------------------------------------------------------------------ parts
 
@@ -121,7 +123,7 @@ class Chains:
             segment=self._case.segment,
             lateral_offset=self._case.offset,
             engine=engine,
-            steps=self._base.steps,
+            steps=max(1, round(self._base.steps * self._base.pace)),
             weighting=weighting,
             eig_threshold=self._base.eig_threshold,
             gated=gated,

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from faithfusion_studio.bench.figures import Value
@@ -89,7 +90,7 @@ def run_fusion(config: BenchConfig) -> FusionReport:
 def _one(
     case: FusionCase, judges: Judges, engines: Sequence[str], config: BenchConfig
 ) -> Iterator[ChainScore]:
-    base = preset("jump")
+    base = replace(preset("jump"), pace=config.pace)
     scorer = Scorer(case, judges, base.eig_threshold)
     chains = Chains(case, scorer, base, _say)
     yield ChainScore(Chain(BEFORE, "-", "-", "-", "-"), case, scorer.score(case.scene))
@@ -98,7 +99,7 @@ def _one(
         yield from chains.grid(engine, ("none", "ungated", "gated") if number == 0 else ("gated",))
         yield chains.default_plan(engine)
     if config.plans:
-        yield from chains.plans(engines[0], 1.0)
+        yield from chains.plans(engines[0])
 
 
 def table(scores: Sequence[ChainScore]) -> list[dict[str, Any]]:

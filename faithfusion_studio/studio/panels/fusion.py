@@ -31,7 +31,7 @@ def add_fusion_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         50,
         2000,
         50,
-        200,
+        500,
         hint="Optimiser steps. More learns the repaired frames better and takes longer.",
     )
     weighting = gui.add_dropdown(
