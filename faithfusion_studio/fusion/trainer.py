@@ -26,7 +26,6 @@ from faithfusion_studio.fusion.schedule import Curve, FusionConfig, Progress, We
 from faithfusion_studio.fusion.spawn import SeenSurface, spawn_gaussians
 from faithfusion_studio.gaussians import Gaussians, Provenance, TopologyChange
 from faithfusion_studio.scene import Scene
-from faithfusion_studio.transforms import quat_to_rotmat
 
 MARGIN = 12
 """Recorded frames this far beyond the repaired frames are replayed too."""
@@ -329,7 +328,7 @@ class Trainer:
     def scene(self) -> Scene:
         """The scene as learned so far; its evidence is dropped, having been of other values.
 
-        Recorded Gaussians that were displaced by more than one of their standard deviations count as repaired.
+        Recorded Gaussians that were displaced by more than their own size count as repaired.
         """
         scene = self._learner.snapshot()
         background = scene.background
@@ -365,12 +364,10 @@ def _copied(statistics: DensifyState) -> DensifyState:
 def displaced(
     before: Gaussians, after: Gaussians, change: TopologyChange | None
 ) -> Bool[Tensor, "N"]:
-    """Rows whose centre left the one-sigma ellipsoid it had before; new rows are none of them."""
+    """Rows whose centre moved by more than the largest standard deviation they had; new rows are none of them."""
     rows = slice(None) if change is None else change.source
-    shift = after.means - before.means[rows]
-    rotation = quat_to_rotmat(before.quats[rows])
-    local = (rotation.transpose(1, 2) @ shift[..., None]).squeeze(-1)
-    moved = (local / before.scales[rows]).norm(dim=-1) > 1
+    shift = (after.means - before.means[rows]).norm(dim=-1)
+    moved = shift > before.scales[rows].amax(-1)
     return moved if change is None else moved & ~change.is_new
 
 

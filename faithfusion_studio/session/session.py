@@ -20,6 +20,7 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.fill import fill_candidates, with_filling
 from faithfusion_studio.fusion.progressive import FusionPlan, FusionState, Progression
 from faithfusion_studio.fusion.repairing import RepairedFrame
+from faithfusion_studio.fusion.spawn import EmptyRule
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session import commands as c
 from faithfusion_studio.session.engines import Engines, RepairEngine
@@ -73,6 +74,7 @@ class Session:
             scene, max_bytes=history_bytes, save=self._engines.save, load=self._engines.load
         )
         self._before = scene
+        self._filled_by: EmptyRule | None = None
         self._board = StateBoard(SessionState(path=None if path is None else str(path)))
         self._runner = JobRunner(self.store, self._history, self._board)
         self._exporter = Exporter(self._engines, self._board)
@@ -281,6 +283,7 @@ class Session:
             command.stages or any(f.accepted for f in self.state.frames)
         ):
             raise c.CommandError("accept at least one repaired frame first.")
+        self._board.change(filling=None)
         stale = scene.fisher is None or len(scene.fisher.blocks) != scene.num_gaussians
         if isinstance(command, c.ComputeFisher) or stale:
             follow_up = None if isinstance(command, c.ComputeFisher) else command
@@ -335,7 +338,11 @@ class Session:
 
     def _fill(self, command: c.FillEmpty) -> None:
         """Show what would be added, or add it as one entry of the history."""
-        scene = self._history.current.scene
+        scene, shown = self._history.current.scene, self.state.filling
+        if command.preview and shown is not None and command.rule == self._filled_by:
+            self._board.change(filling=None)
+            return
+        self._filled_by = command.rule
         found = fill_candidates(scene, self.state.frames, command.rule)
         if not len(found):
             self._board.change(filling=None)
@@ -367,7 +374,7 @@ class Session:
             raise c.CommandError(f"there is nothing to {what}.")
         history.go_to(target)
         self._runner.show()
-        self._board.change(notice=notice)
+        self._board.change(notice=notice, filling=None)
 
     def _check(self, target: Path, scene: Scene | None = None) -> Path:
         """The target, once it is known that it can be written."""

@@ -33,7 +33,9 @@ class FillSection:
                 "Or depth off by", 0.02, 0.5, 0.02, FILL.apart, hint="Share of the depth."
             )
             self._mask = gui.add_image(np.zeros((8, 8, 3), np.uint8), jpeg_quality=80)
-            self._preview = gui.add_button("Show the new points", color="gray")
+            self._preview = gui.add_button(
+                "Show the new points", color="gray", hint="Once more hides them."
+            )
             self._add = gui.add_button("Add the splats", color="gray")
         for slider in (self._transparent, self._apart):
             slider.on_update(view.guarded(lambda _event: self._draw()))
@@ -59,7 +61,7 @@ class FillSection:
         set_button(self._add, reason, highlight=state.filling is not None)
         found = "Splats where the repaired frames show surfaces and the scene has nothing."
         if state.filling is not None:
-            found = f"{count(len(state.filling))} points are shown in magenta; add them or change the limits."
+            found = f"{count(len(state.filling))} points are shown in magenta; add them, change the limits, or press again to hide them."
         change(self._about, content=note(found))
         self._draw()
 

@@ -245,6 +245,12 @@ def test_fill_empty_is_shown_before_it_is_added_and_is_one_edit(studio, monkeypa
     assert asked[-1].transparent == 0.8 and len(s.session.state.filling) == 7
     assert s.session.state.history == ("Opened",)
     assert "7 points are shown in magenta" in s.gui.text()
+    s.gui.use("Show the new points")
+    s.settle()
+    assert s.session.state.filling is None  # the same limits again hide them
+    s.gui.use("Show the new points")
+    s.settle()
+    assert s.session.state.filling is not None
     s.gui.use("Add the splats")
     s.settle()
     scene = s.session.store.latest().scene

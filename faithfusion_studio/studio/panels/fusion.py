@@ -123,7 +123,7 @@ def _describe(state: SessionState) -> str:
 def _counts(state: SessionState) -> str:
     kinds = "all recorded"
     if state.num_generated:
-        kinds = f"{count(state.num_generated)} of them from repair"
+        kinds = f"{count(state.num_generated)} of them made or moved by repair"
     return f"<b>{count(state.num_gaussians)}</b> splats, {kinds}"
 
 
