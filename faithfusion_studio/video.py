@@ -35,7 +35,9 @@ from faithfusion_studio.render.views import (
 from faithfusion_studio.scene import Scene
 
 Layer = Literal["rgb", "eig", "depth"]
-Layout = Literal["single", "side-by-side", "before-after"]
+Layout = Literal["single", "side-by-side", "before-after", "columns"]
+WITH_BEFORE = ("before-after", "columns")
+"""Layouts that need the scene from before."""
 
 DEPTH_RANGE = (1.0, 100.0)
 """Ends of the logarithmic depth colours, m; the `.npy` holds the metres themselves."""
@@ -56,7 +58,9 @@ class VideoOptions:
     layers: tuple[str, ...] = ("rgb",)
     """Of "rgb", "eig" (calibrated, in false colours) and "depth" (logarithmic, 1 to 100 m)."""
     layout: Layout = "single"
-    """One picture, all layers side by side, or `before` on the left of now.
+    """One picture, all layers side by side, `before` on the left of now, or the columns before, after, EIG and truth.
+
+    Each of the columns says below what it is and where its pixels come from; the last is there where `truth` is.
 
     A video of several layers in "single" becomes one file per layer: NAME.mp4 for the first and
     NAME_LAYER.mp4 for the others. A folder always holds one PNG per frame and layer.
@@ -71,7 +75,9 @@ class VideoOptions:
     provenance: bool = False
     """Also burn in which share of each picture was generated rather than recorded."""
     before: Scene | None = None
-    """The scene on the left of "before-after"."""
+    """The scene on the left of "before-after" and "columns"."""
+    truth: tuple[Path, ...] = ()
+    """"columns": one picture per frame of what is really seen; empty for none."""
     stems: tuple[str, ...] = ()
     """File stem per frame of a folder; empty numbers them from 000000."""
     eig_form: Literal["block", "trace", "diagonal", "joint", "released"] = "block"
@@ -144,8 +150,14 @@ def _check(cameras: Sequence[Camera], path: Path, options: VideoOptions) -> None
         raise VideoError(
             f"layout: found {options.layout!r}; choose from {', '.join(get_args(Layout))}."
         )
-    if options.layout == "before-after" and options.before is None:
-        raise VideoError("layout before-after needs the scene from before; give it, or change it.")
+    if options.layout in WITH_BEFORE and options.before is None:
+        raise VideoError(
+            f"layout {options.layout} needs the scene from before; give it, or change it."
+        )
+    if options.truth and len(options.truth) != len(cameras):
+        raise VideoError(
+            f"truth: found {len(options.truth)} pictures for {len(cameras)} frames; give one per frame."
+        )
     if options.size is not None and min(options.size) < 2:
         raise VideoError(f"size: found {options.size}; expected at least 2x2 pixels.")
     if not 0 < options.fps <= 240:
@@ -226,8 +238,12 @@ def _table(name: str) -> Tensor:
     return palette(name)
 
 
-def _panels(scene: Scene, camera: Camera, options: VideoOptions) -> list[np.ndarray]:
+def _panels(
+    scene: Scene, camera: Camera, options: VideoOptions, index: int = 0
+) -> list[np.ndarray]:
     """The finished pictures of one frame: one per output file, captions included."""
+    if options.layout == "columns" and options.before is not None:
+        return [_columns(scene, options.before, camera, options, index)]
     now = render_layers(scene, camera, options)
     pictures = [now.pictures[layer] for layer in options.layers]
     caption = options.caption
@@ -241,6 +257,37 @@ def _panels(scene: Scene, camera: Camera, options: VideoOptions) -> list[np.ndar
     elif options.layout == "side-by-side":
         pictures = [torch.cat(pictures, dim=1)]
     return [_captioned(picture.numpy(), caption) for picture in pictures]
+
+
+def _columns(
+    scene: Scene, before: Scene, camera: Camera, options: VideoOptions, index: int
+) -> np.ndarray:
+    """Before, after, EIG and truth beside each other, each with a caption of its own."""
+    wanted = replace(options, layers=("rgb", "eig"), provenance=True)
+    old = render_layers(before, camera, replace(wanted, layers=("rgb",)))
+    new = render_layers(scene, camera, wanted)
+    columns = [
+        (old.pictures["rgb"].numpy(), f"before, {old.generated or 0:.1%} from repair"),
+        (new.pictures["rgb"].numpy(), f"after, {new.generated or 0:.1%} from repair"),
+        (new.pictures["eig"].numpy(), "EIG of after, 0 to 1"),
+    ]
+    if options.truth:
+        columns.append(
+            (_picture(options.truth[index], camera), f"truth, {options.truth[index].name}")
+        )
+    said = [_captioned(np.array(picture), text) for picture, text in columns]
+    return np.concatenate(said, axis=1)
+
+
+def _picture(path: Path, camera: Camera) -> np.ndarray:
+    """A picture from a file, at the camera's size."""
+    import cv2
+
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise VideoError(f"{path}: is no picture that can be read; name a folder of PNG or JPEG.")
+    size = (camera.width, camera.height)
+    return cv2.resize(pixels[:, :, ::-1], size, interpolation=cv2.INTER_AREA)
 
 
 def _captioned(picture: np.ndarray, caption: str) -> np.ndarray:
@@ -275,7 +322,8 @@ def _export_video(
         for target in targets:
             writers.append(_Encoder(target, options))
         for done, camera in enumerate(cameras, start=1):
-            for writer, picture in zip(writers, _panels(scene, camera, options), strict=True):
+            pictures = _panels(scene, camera, options, done - 1)
+            for writer, picture in zip(writers, pictures, strict=True):
                 writer.add(picture)
             yield done
         for writer in writers:
@@ -366,7 +414,8 @@ def _export_folder(
             if options.layout == "single":
                 _write_layers(render_layers(scene, camera, options), part, stem, options)
             else:
-                write_png(_panels(scene, camera, options)[0], part / f"{stem}_{options.layout}.png")
+                picture = _panels(scene, camera, options, done - 1)[0]
+                write_png(picture, part / f"{stem}_{options.layout}.png")
             yield done
 
 

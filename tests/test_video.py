@@ -197,6 +197,28 @@ def test_before_stands_left_of_after(scene, cameras, tmp_path):
     assert int(picture[:, 64:].min()) > 0
 
 
+def test_columns_show_before_after_eig_and_truth_with_captions(scene, cameras, tmp_path, fake_eig):
+    darker = replace(scene, sky=ConstantSky(torch.tensor([0.0, 0.0, 0.0])))
+    files = []
+    for index in range(len(cameras)):
+        file = tmp_path / f"true_{index}.png"
+        cv2.imwrite(str(file), np.full((48, 64, 3), (20, 90 + index, 160), np.uint8))
+        files.append(file)
+    options = VideoOptions(layout="columns", before=darker, truth=tuple(files))
+    list(export_video(scene, cameras, tmp_path / "columns", options))
+    picture = cv2.imread(str(tmp_path / "columns" / "000003_columns.png"))
+    assert picture.shape == (48, 4 * 64, 3)
+    parts = [picture[:16, i * 64 : (i + 1) * 64] for i in range(4)]
+    assert parts[0].mean() < parts[1].mean()
+    assert (parts[3] == (20, 93, 160)).all()  # this frame's own picture
+    assert len(np.unique(parts[2].reshape(-1, 3), axis=0)) == 1  # one nat everywhere
+    bare = replace(options, truth=())
+    list(export_video(scene, cameras, tmp_path / "bare", bare))
+    assert cv2.imread(str(tmp_path / "bare" / "000000_columns.png")).shape == (48, 3 * 64, 3)
+    with pytest.raises(VideoError, match="one per frame"):
+        export_video(scene, cameras, tmp_path / "o", replace(options, truth=tuple(files[:2])))
+
+
 def test_captions_darken_a_strip_and_leave_the_rest(scene, cameras, tmp_path):
     plain, named = tmp_path / "plain", tmp_path / "named"
     list(export_video(scene, cameras[:1], plain))

@@ -198,9 +198,12 @@ class Render(AlongPath):
     out: Positional[Path]
     layers: str | None = None
     """Of rgb, eig, depth, separated by commas; for a folder or side by side all of them, else rgb."""
-    layout: Literal["single", "side-by-side", "before-after"] = "single"
+    layout: Literal["single", "side-by-side", "before-after", "columns"] = "single"
+    """columns: before, after, EIG and truth beside each other, each with its caption."""
     before: Path | None = None
-    """The scene on the left of before-after."""
+    """The scene on the left of before-after and columns."""
+    truth: Path | None = None
+    """columns: a folder with one picture per frame, in the order of their names."""
     fps: float | None = None
     """Frames per second of a video; that of the recording when not given."""
     caption: str = ""

@@ -171,6 +171,18 @@ def _explained(
     return more, said
 
 
+def _pictures(folder: Path | None) -> tuple[Path, ...]:
+    """The pictures in a folder, in the order of their names."""
+    if folder is None:
+        return ()
+    if not folder.is_dir():
+        raise CommandLineError(f"--truth: {folder} is not a folder; name one with pictures.")
+    found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".png", ".jpg", ".jpeg")]
+    if not found:
+        raise CommandLineError(f"--truth: {folder} holds no PNG or JPEG.")
+    return tuple(found)
+
+
 def render(args: a.Render) -> Result:
     """A video or a folder of pictures."""
     from faithfusion_studio.video import VideoOptions, export_files, export_video
@@ -192,6 +204,7 @@ def render(args: a.Render) -> Result:
         caption=args.caption,
         provenance=args.provenance,
         before=None if args.before is None else opened(args.before, device),
+        truth=_pictures(args.truth),
         stems=tuple(stems),
     )
     scene = with_evidence(scene) if "eig" in layers else scene

@@ -117,7 +117,7 @@ class ExportRequest:
     """Half-open range of recorded frames; needed for the camera path "segment"."""
     layers: tuple[str, ...] = ("rgb",)
     """Of "rgb", "eig", "depth"."""
-    layout: Literal["single", "side-by-side", "before-after"] = "single"
+    layout: Literal["single", "side-by-side", "before-after", "columns"] = "single"
     """"before" is the scene as it was opened."""
     fps: float = 10.0
     size: tuple[int, int] | None = None

@@ -13,7 +13,7 @@ from faithfusion_studio.fusion.parts import FusionParts
 from faithfusion_studio.fusion.repairing import engine_device, working_scale
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.session.commands import ExportRequest
-from faithfusion_studio.video import VideoOptions
+from faithfusion_studio.video import WITH_BEFORE, VideoOptions
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _video_options(request: ExportRequest, before: Scene) -> VideoOptions:
         fps=request.fps,
         size=request.size,
         caption=request.caption,
-        before=before if request.layout == "before-after" else None,
+        before=before if request.layout in WITH_BEFORE else None,
     )
 
 

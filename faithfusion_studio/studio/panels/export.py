@@ -17,10 +17,11 @@ PATHS: dict[str, Literal["shown", "segment", "recorded"]] = {
     "Recorded drive": "recorded",
 }
 LAYERS = {"Colour": "rgb", "EIG": "eig", "Depth": "depth"}
-LAYOUTS: dict[str, Literal["single", "side-by-side", "before-after"]] = {
+LAYOUTS: dict[str, Literal["single", "side-by-side", "before-after", "columns"]] = {
     "One after the other": "single",
     "Side by side": "side-by-side",
     "Before | after the last fusion": "before-after",
+    "Before | after | EIG, with captions": "columns",
 }
 SPLATS = {
     "PLY, as 3DGS writes it": ".ply",
