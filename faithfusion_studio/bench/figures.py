@@ -114,6 +114,20 @@ FIGURES: dict[str, dict[str, Figure]] = {
             "bytes", "peak memory of a process that opens and renders 4,000,000 Gaussians"
         ),
     },
+    "robustness": {
+        "mutants": Figure("", "damaged files opened, all formats together", "higher"),
+        "crashes": Figure("", "child processes that died"),
+        "hangs": Figure("", "mutants that took more than 2 s of processor time"),
+        "memory_excesses": Figure("", "mutants that took more than 4 times their size + 256 MiB"),
+        "tracebacks": Figure("", "errors that were not one sentence of ours"),
+        "wrong_counts": Figure("", "mutants that opened with a number of Gaussians nobody wrote"),
+        "pickles_executed": Figure("", "malicious pickles, of 30, that ran"),
+        "paths_read_outside": Figure("", "paths out of the folder, of 60, that were read"),
+        "nonfinite_miscounted": Figure(
+            "", "files whose broken Gaussians were not all dropped and counted"
+        ),
+        "corrupt_after_kill": Figure("", "files not whole after a SIGKILL during a save"),
+    },
     "uncertainty": {
         "best_ause_l1_3m": Figure("", "single-model method of lowest AUSE-L1, 3 m aside"),
         "best_ause_depth_3m": Figure("", "single-model method of lowest AUSE-depth, 3 m aside"),
@@ -188,6 +202,20 @@ ANYWHERE: Mapping[str, tuple[float, float]] = {
     "good_half_db": (0.0, -0.1),
     "recorded_db": (0.0, -0.2),
     "refiner_over_reprojection_ucr_db": (1.0, 1.0),
+    **dict.fromkeys(
+        (
+            "crashes",
+            "hangs",
+            "memory_excesses",
+            "tracebacks",
+            "wrong_counts",
+            "pickles_executed",
+            "paths_read_outside",
+            "nonfinite_miscounted",
+            "corrupt_after_kill",
+        ),
+        (0.0, 0.0),
+    ),
 }
 """Goal and floor of figures that do not depend on the size of the generated street."""
 

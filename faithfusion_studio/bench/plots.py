@@ -54,7 +54,7 @@ def _targets(box: Any, report: Report) -> None:
     for y, j in enumerate(judged):
         lower = kinds[j.figure].better == "lower"
         place, goal = (
-            (j.value / j.floor, j.goal / j.floor)
+            (_over(j.value, j.floor), _over(j.goal, j.floor))
             if lower
             else (j.floor / max(j.value, 1e-9), j.floor / j.goal)
         )
@@ -68,6 +68,11 @@ def _targets(box: Any, report: Report) -> None:
     _tidy(axes, len(judged))
     axes.set_xlim(0, 1.6 * max([1.0, axes.get_xlim()[1] / 1.05]))
     axes.set_xlabel("bar: measured; black mark: goal; dotted line: floor", fontsize=8)
+
+
+def _over(value: float, floor: float) -> float:
+    """A value over its floor; over a floor of nothing, anything at all is beyond it."""
+    return value / floor if floor else 2.0 * (value > 0)
 
 
 def _times(box: Any, report: Report) -> None:

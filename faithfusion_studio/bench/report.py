@@ -55,6 +55,12 @@ class BenchConfig:
     """uncertainty, fusion: of each reconstruction."""
     views: int = 0
     """uncertainty: true views per scene and block."""
+    formats: tuple[str, ...] = ()
+    """robustness: names of the formats; all when empty."""
+    mutants: int = 0
+    """robustness: damaged files per format, each of `gaussians`."""
+    kills: int = 0
+    """robustness: saves that are killed."""
     scale: float = 1.0
     """uncertainty, fusion: size of everything over the recorded size."""
     offset: float = 3.0

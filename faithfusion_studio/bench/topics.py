@@ -47,6 +47,11 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
             sizes=((320, 180), (640, 360), (1280, 720)),
         ),
     ),
+    "robustness": (
+        "robustness.run.run_robustness",
+        BenchConfig(24, (16, 12), repeats=1, mutants=10_000, kills=200),
+        BenchConfig(24, (16, 12), repeats=1, mutants=200, kills=16),
+    ),
     "uncertainty": (
         "uncertainty.run.run_uncertainty",
         BenchConfig(
@@ -118,6 +123,8 @@ def run_bench(topic: str, config: BenchConfig) -> Report:
             f"bench: found {config.gaussians} Gaussians, {config.repeats} repeats and "
             f"{config.threads} threads; at least one of each is needed."
         )
+    if topic == "robustness" and config.mutants < 1:
+        raise BenchError(f"--mutants: found {config.mutants}; at least one is needed.")
     module, _, name = TOPICS[topic][0].rpartition(".")
     run: Callable[[BenchConfig], Report] = getattr(
         import_module(f"faithfusion_studio.bench.{module}"), name

@@ -285,9 +285,11 @@ class Convert(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure speed, whether uncertainty predicts true errors, or what repair and fusion do to the splats."""
+    """Measure speed, whether uncertainty predicts true errors, what repair and fusion do to the splats, or what damaged files do."""
 
-    topic: Positional[Literal["raster", "eig", "train", "view", "scale", "uncertainty", "fusion"]]
+    topic: Positional[
+        Literal["raster", "eig", "train", "view", "scale", "uncertainty", "fusion", "robustness"]
+    ]
     quick: bool = False
     """A smaller run of less than 45 s on 2 cores; of less than 10 min in the topics uncertainty and fusion."""
     gaussians: int | None = None
@@ -310,6 +312,10 @@ class Bench(Command):
     """uncertainty, fusion: reconstructions of each scene; those of the topic when not given."""
     members: int | None = None
     """uncertainty: further trainings of the ensemble; with 0 its members are the other trainings of the scene."""
+    formats: tuple[str, ...] = ()
+    """robustness: the formats to damage, by the names of its table; all of them when none is given."""
+    mutants: int | None = None
+    """robustness: damaged files per format, from fixed seeds; 10,000, with --quick 200."""
     scale: float | None = None
     """uncertainty, fusion: size of everything over the recorded size."""
     views: int | None = None

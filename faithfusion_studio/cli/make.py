@@ -127,6 +127,8 @@ def bench(args: a.Bench) -> Result:
         trainings=args.trainings,
         members=args.members,
         scale=args.scale,
+        formats=args.formats or None,
+        mutants=args.mutants,
         capture=None if args.capture is None else str(args.capture),
         views=args.views,
         offset=args.offset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ def write_atomically(path: Path, error_type: type[StudioError]) -> Iterator[Path
     """
     temporary: Path | None = None
     try:
+        _clear_leftovers(path)
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent
+            prefix=f".{path.name[:100]}.{os.getpid()}.", suffix=".part", dir=path.parent
         )
         os.close(handle)
         temporary = Path(name)
@@ -49,6 +51,26 @@ def write_atomically(path: Path, error_type: type[StudioError]) -> Iterator[Path
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove temporary files of this target whose process was killed while it wrote."""
+    start = f".{path.name[:100]}."
+    for leftover in path.parent.glob(f"{glob.escape(start)}*.part"):
+        owner = leftover.name.removeprefix(start).partition(".")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

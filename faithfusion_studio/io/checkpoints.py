@@ -180,6 +180,11 @@ def _scan(path: Path, data: bytes) -> Iterator[str]:
                     f"{path}: its pickle uses {name}, which torch.save never writes; nothing of it "
                     "was opened."
                 )
+            elif name == "PROTO" and argument != 2:
+                raise CheckpointError(
+                    f"{path}: its pickle has protocol {argument}; torch.save writes 2, so save it "
+                    "again without pickle_protocol."
+                )
             elif isinstance(argument, str) and "UNICODE" in name:
                 yield argument
     except CheckpointError:

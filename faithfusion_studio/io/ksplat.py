@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faithfusion_studio.gaussians import Gaussians, concatenate
+from faithfusion_studio.gaussians import Gaussians, concatenate, empty_gaussians
 from faithfusion_studio.io.ply import SplatFileError
 from faithfusion_studio.io.quantised import logit_of_bytes, read_bytes, tensor
 from faithfusion_studio.io.splat import SMALLEST_SCALE
@@ -169,6 +169,8 @@ def _read_section(
             f"{path}: a section of {section.capacity:,} Gaussians ends at byte {end:,} of "
             f"{len(data):,}; the file is truncated or damaged."
         )
+    if section.count == 0:
+        return empty_gaussians(section.degree), end
     rows = np.frombuffer(data, kind, section.count, rows_at)
     with np.errstate(all="ignore"):
         scales = rows["scale"].astype(np.float32)

@@ -6,8 +6,8 @@ optional `viewmats` [C, 4, 4] world -> camera (OpenCV), `Ks` [C, 3, 3], `width` 
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -84,32 +84,44 @@ def read_point_scene(path: Path | str) -> Scene:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-        if total > MAX_RATIO * path.stat().st_size:
-            raise SplatFileError(
-                f"{path}: unpacks to {total:,} bytes; it is no recording of points."
-            )
-        with np.load(path, allow_pickle=False) as content:
-            return {
-                name: content[name] for name in content.files if content[name].dtype.kind in "fiu"
-            }
+            members = archive.infolist()
+            total = sum(member.file_size for member in members)
+            if total > MAX_RATIO * path.stat().st_size:
+                raise SplatFileError(
+                    f"{path}: unpacks to {total:,} bytes; it is no recording of points."
+                )
+            found = {m.filename.removesuffix(".npy"): _array(path, archive, m) for m in members}
+        return {name: array for name, array in found.items() if array is not None}
     except SplatFileError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        MemoryError,
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # NumPy's header reader and zip raise many kinds on damaged bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise SplatFileError(f"{path}: is not a whole .npz ({reason}); copy it again.") from error
+
+
+def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray | None:
+    """One array of numbers, whose shape must account for every byte; None where it is of objects."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise SplatFileError(
+                f"{path}: {member.filename} has an unknown version; save it again."
+            )
+        shape, fortran, kind = read_header(file)
+        if kind.kind not in "fiu":
+            return None
+        size = kind.itemsize * math.prod(shape)
+        if file.tell() + size != member.file_size:
+            raise SplatFileError(
+                f"{path}: {member.filename} promises {size:,} bytes but the file has "
+                f"{member.file_size - file.tell():,}; it is truncated or damaged."
+            )
+        array = np.frombuffer(file.read(size), kind)
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _spacing(means: np.ndarray) -> np.ndarray:

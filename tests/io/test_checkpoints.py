@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_gaussians import random_gaussians
 
-from faithfusion_studio.bench.attacks import malicious_files
+from faithfusion_studio.bench.robustness.attacks import malicious_files
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.io import CheckpointError, load_scene, read_torch_file, save_scene, sniff
