@@ -105,8 +105,9 @@ def _train(args: a.TrainRefiner | a.TrainEigent, kind: _Kind) -> Result:
         fitting = kind.fitting(files, config)
         if start is not None:
             _begin(fitting, start, args.start)
-        if isinstance(args, a.TrainEigent) and args.decoder is not None:
-            fitting.start_decoder(load_refiner(args.decoder))
+        decoder = args.decoder if isinstance(args, a.TrainEigent) else None
+        if decoder is not None and isinstance(fitting, EigentFitting):
+            fitting.start_decoder(load_refiner(decoder))
         run = _Run(fitting, kind, folder, watched, f"{kind.name}-{args.size}-{config.seed}")
         gain = run.fit(stop)
     training = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from faithfusion_studio import cli
-from faithfusion_studio.repair import eigent_network, load_eigent
+from faithfusion_studio.repair import eigent_network, load_eigent, load_refiner
 from faithfusion_studio.repair.eigent_network import EigentConfig
 from faithfusion_studio.repair.refiner_network import (
     BELIEF,
@@ -20,6 +20,7 @@ from faithfusion_studio.repair.refiner_network import (
     SEEN,
     Refiner,
 )
+from faithfusion_studio.repair.refiner_weights import packaged_weights
 from faithfusion_studio.training import eigent_fitting
 from faithfusion_studio.training.eigent_fitting import (
     EigentFitting,
@@ -132,6 +133,11 @@ def test_the_command_trains_keeps_the_best_and_goes_on(made_up, monkeypatch, cap
     assert all(torch.equal(v, best[k]) for k, v in load_eigent(out).state_dict().items())
     assert cli.main([*words, "--validate", "112:113"]) == 0
     assert "going on after step 6" in capsys.readouterr().err
+    given = [*words, "--decoder", str(packaged_weights()), "--seed", "1"]
+    assert cli.main(given) == 0
+    shipped = load_refiner().state_dict()
+    for name, value in load_eigent(out).trunk.decoder.state_dict().items():
+        assert torch.equal(value, shipped[name])
 
 
 def test_a_refiner_may_begin_the_decoder(made_up):
