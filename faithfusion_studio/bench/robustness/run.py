@@ -57,7 +57,7 @@ def run_robustness(config: BenchConfig) -> Report:
     tallies = {name: Tally() for name in names}
     shares = [names[part :: config.threads] for part in range(config.threads)]
     threads = [
-        threading.Thread(target=_open_mutants, args=(share, config, tallies))
+        threading.Thread(target=_open_mutants, args=(share, config, tallies), daemon=True)
         for share in shares
         if share
     ]
