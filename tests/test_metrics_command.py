@@ -120,8 +120,58 @@ def test_regions_by_eig_say_how_well_it_ranks_the_error(run, path):  # noqa: F81
     found = run("metrics", path, "--regions", "eig", "--frames", "0:2")
     assert 0 <= found["values"]["ucr_share"] <= 1
     assert -1 <= found["values"]["spearman"] <= 1
-    assert {"ause_l1", "aurg_l1", "psnr_hpr", "psnr_ucr"} <= set(found["values"])
+    assert {"ause_l1", "aurg_l1", "psnr_hpr", "psnr_ucr", "nll"} <= set(found["values"])
+    values = found["values"]
+    assert 0 <= values["capture_10"] <= 1 and 0 <= values["capture_20"] <= 1
+    assert 0 <= values["coverage_50"] <= values["coverage_90"] <= 1
+    assert values["coverage_90"] > 0.9, (
+        "the scene shows itself: hardly an error is larger than predicted"
+    )
     assert "change" in found["missing"]
+
+
+def test_distances_of_both_regions_go_by_the_network_and_are_called_ours(run, path, tmp_path):  # noqa: F811
+    torch.save(Inception().state_dict(), tmp_path / "random.pth")
+    words = ("--frames", "0:2", "--regions", "eig", "--inception", tmp_path / "random.pth")
+    found = run("metrics", path, *words, "--threshold", "0.4")
+    for name in ("fd_random_ucr", "fd_random_hpr"):
+        assert found["values"][name] >= 0
+        assert "(ours)" in found["protocol"][name] and "n = 2 a side" in found["protocol"][name]
+    everything = run("metrics", path, *words, "--threshold", "0")
+    assert everything["values"]["fd_random_ucr"] == pytest.approx(
+        everything["values"]["fd_random"], rel=1e-5, abs=1e-6
+    )
+    assert "HPR is at least 1% of 0 frame(s)" in everything["missing"]["fd_random_hpr"]
+
+
+class Means:
+    """A network whose features are the mean colour."""
+
+    name, protocol = "means", "mean colours"
+
+    def pooled(self, images):
+        return torch.stack([image.mean((0, 1)) for image in images])
+
+
+def test_a_region_is_compared_with_the_rest_black():
+    from faithfusion_studio.cli.measure import Sheet
+    from faithfusion_studio.cli.uncertain import RegionSets
+
+    sets, sheet = RegionSets(Means(), 0.4), Sheet()
+    ucr = torch.zeros(4, 8, dtype=torch.bool)
+    ucr[:, :2] = True
+    for frame in range(3):
+        truth = torch.rand(4, 8, 3, generator=torch.Generator().manual_seed(frame))
+        render = truth.clone()
+        render[:, :2] += 0.4  # a quarter of the picture is brighter, all of it UCR
+        sets.add(ucr, render, truth)
+    sets.finish(sheet, "fd_means")
+    assert sheet.values["fd_means_hpr"] == pytest.approx(0, abs=1e-9)
+    assert sheet.values["fd_means_ucr"] == pytest.approx(3 * 0.1**2, abs=1e-6)
+    sets.add(torch.zeros(4, 8, dtype=torch.bool), truth, truth)
+    sets.finish(sheet, "fd_means")
+    assert "n = 3 a side" in sheet.protocol["fd_means_ucr"]
+    assert "n = 4 a side" in sheet.protocol["fd_means_hpr"]
 
 
 def annotated(scene):

@@ -46,6 +46,8 @@ class BenchConfig:
     """train: the recording both train on; uncertainty, fusion: one that brings its truth; None generates one."""
     scenes: int = 0
     """uncertainty, fusion: test streets."""
+    family: str = "urban"
+    """uncertainty: kind of the test streets."""
     trainings: int = 1
     """uncertainty, fusion: reconstructions of each scene, by seed."""
     members: int = 0

@@ -262,6 +262,20 @@ class Synthesize(Command):
     """Lateral offsets of the truth folders, m, separated by commas; positive is left."""
     size: str = "640x360"
     """Picture size WxH, pixels."""
+    family: StreetFamily = "urban"
+    """Kind of street; country and highway are for testing only, no shipped network has seen them."""
+    rig: str = "front"
+    """Cameras out of front, front_left and front_right, separated by commas."""
+    moving: int = 0
+    """Vehicles that drive."""
+    exposure_drift: float = 0.0
+    """Spread per frame of a random walk of the log of the exposure."""
+    pose_noise: float = 0.0
+    """Standard deviation of the stored positions against the true ones, m."""
+    turn_noise: float = 0.0
+    """The same of the orientations, degrees."""
+    lidar: bool = False
+    """Also simulate a LiDAR with range noise and dropouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +322,8 @@ class Bench(Command):
     """uncertainty, fusion: of each reconstruction; that of the topic when not given."""
     scenes: int | None = None
     """uncertainty, fusion: test streets; those of the topic when not given."""
+    family: StreetFamily | None = None
+    """uncertainty: kind of the test streets; urban when not given."""
     trainings: int | None = None
     """uncertainty, fusion: reconstructions of each scene; those of the topic when not given."""
     members: int | None = None

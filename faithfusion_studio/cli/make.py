@@ -20,9 +20,30 @@ from faithfusion_studio.cli.running import Result, scene_notes
 from faithfusion_studio.scene import Capture, Scene
 
 
+def _check_noise(args: a.Synthesize) -> None:
+    """Refuse amounts that mean nothing."""
+    amounts = {
+        "--exposure-drift": args.exposure_drift,
+        "--pose-noise": args.pose_noise,
+        "--turn-noise": args.turn_noise,
+    }
+    for name, value in amounts.items():
+        if not 0 <= value <= 10:
+            raise CommandLineError(f"{name}: found {value:g}; expected 0 to 10.")
+    if not 0 <= args.moving <= 50:
+        raise CommandLineError(f"--moving: found {args.moving}; expected 0 to 50.")
+
+
 def synthesize(args: a.Synthesize) -> Result:
     """A procedural drive with its truth from the side."""
-    from faithfusion_studio.synthetic import StreetConfig, build_street, drive, write_recording
+    from faithfusion_studio.synthetic import (
+        RecordingConfig,
+        StreetConfig,
+        build_street,
+        drive,
+        split_of,
+        write_recording,
+    )
 
     size, offsets = parse_size(args.size), parse_numbers(args.offsets)
     if not 1 <= args.frames <= 2000:
@@ -32,16 +53,32 @@ def synthesize(args: a.Synthesize) -> Result:
         finite("--offsets", offset)
     folder, started = output_folder(args.out_dir), time.perf_counter()
     say(f"building street {args.seed}")
-    street = build_street(StreetConfig(seed=args.seed, length=0.8 * args.frames + 10))
-    trajectory = drive(street, frames=args.frames, size=size)
+    _check_noise(args)
+    config = StreetConfig(
+        seed=args.seed,
+        family=args.family,
+        length=0.8 * args.frames + 10,
+        num_moving=args.moving,
+    )
+    recording = RecordingConfig(
+        lidar=args.lidar,
+        exposure_drift=args.exposure_drift,
+        pose_noise=args.pose_noise,
+        turn_noise=math.radians(args.turn_noise),
+    )
+    street = build_street(config)
+    rig = tuple(name.strip() for name in args.rig.split(","))
+    trajectory = drive(street, frames=args.frames, size=size, rig=rig)
     line = ProgressLine("view")
-    for progress in write_recording(folder, street, trajectory, offsets):
+    for progress in write_recording(folder, street, trajectory, offsets, config=recording):
         line.update(progress.done, progress.total, note=progress.what)
     line.close()
     values = {
         "frames": args.frames,
         "offsets": list(offsets),
         "seed": args.seed,
+        "family": args.family,
+        "split": split_of(config),
         "size": list(size),
         "length_m": trajectory.length_m,
         "seconds": time.perf_counter() - started,
@@ -126,6 +163,7 @@ def bench(args: a.Bench) -> Result:
         scenes=args.scenes,
         trainings=args.trainings,
         members=args.members,
+        family=args.family,
         scale=args.scale,
         formats=args.formats or None,
         mutants=args.mutants,

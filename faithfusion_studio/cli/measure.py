@@ -16,8 +16,9 @@ from faithfusion_studio.cli.console import ProgressLine, say
 from faithfusion_studio.cli.inputs import CommandLineError
 from faithfusion_studio.cli.running import Result, chosen_device, opened, with_evidence
 from faithfusion_studio.cli.truth import TrueFrame, Truth, find_truth
+from faithfusion_studio.cli.uncertain import RegionSets, uncertain_region
 from faithfusion_studio.io.weights import WeightsError
-from faithfusion_studio.metrics import PROTOCOL, aurg, ause, block_mean, psnr, spearman, ssim
+from faithfusion_studio.metrics import PROTOCOL, psnr, ssim
 from faithfusion_studio.metrics.depth import depth_errors, depth_protocol
 from faithfusion_studio.metrics.frechet import (
     FULL_RANK,
@@ -113,6 +114,8 @@ def _measured(
     annotated = annotated_views(args, scene, truth, sheet.missing)
     network = lpips if args.inception is None else InceptionFeatures(args.inception)
     neighbours, features = _Neighbours(), ([], [])
+    by_eig = args.regions == "eig" and network is not None
+    regions = RegionSets(network, args.threshold) if by_eig and network is not None else None
     for done, true in enumerate(truth.frames(), start=1):
         sheet.rows.append({})
         view = render_view(scene, true.camera)
@@ -122,7 +125,9 @@ def _measured(
         if true.depth is not None:
             _depth_metrics(sheet, view, true)
         if args.regions is not None or before is not None:
-            _region_metrics(sheet, args, scene, before, true, rgb, truth.is_recording)
+            bad = _region_metrics(sheet, args, scene, before, true, rgb, truth.is_recording)
+            if regions is not None and min(rgb.shape[:2]) >= SMALLEST:
+                regions.add(bad, rgb, true.image)
         neighbours.add(sheet, true, rgb, view.depth.cpu())
         if network is not None and min(rgb.shape[:2]) >= SMALLEST:
             for kept, image in zip(features, (rgb, true.image), strict=True):
@@ -130,7 +135,9 @@ def _measured(
         annotated.add(rgb, true.camera)
         line.update(done, len(truth))
     line.close()
-    _set_metrics(sheet, network, features)
+    prefix = _set_metrics(sheet, network, features)
+    if regions is not None and prefix is not None:
+        regions.finish(sheet, prefix)
     annotated.finish(sheet.put_whole)
     _why_missing(sheet, args, before, truth)
     return sheet, " and ".join(dict.fromkeys(sizes))
@@ -178,11 +185,13 @@ def _region_metrics(
     true: TrueFrame,
     rgb: Tensor,
     is_recording: bool,
-) -> None:
+) -> Tensor:
+    """Numbers of both regions; returns which pixels are uncertain, or bad."""
     first = rgb if before is None else _as_recorded(render_view(before, true.camera), true)
     whose = "this scene" if before is None else "the scene before"
     if args.regions == "eig":
-        bad = _uncertain(sheet, args, scene if before is None else before, true, first)
+        source = scene if before is None else before
+        bad = uncertain_region(sheet, source, true, first, args.threshold)
         words, names = f"UCR of {whose}, threshold {args.threshold:g}", ("hpr", "ucr")
     else:
         bad = bad_half(first, true.image)
@@ -191,7 +200,7 @@ def _region_metrics(
     for name, value in zip(names, (found.good_after, found.bad_after), strict=True):
         sheet.put(f"psnr_{name}", value, f"dB, mean over frames, {words}")
     if before is None:
-        return
+        return bad
     control = blur_control(first, rgb)
     blurred = region_psnr(first, control.image, true.image, bad)
     reached = "of equal strength" if control.reached else "as strong as it gets"
@@ -203,27 +212,7 @@ def _region_metrics(
             sheet.put(f"psnr_{label}_{name}", value, f"dB, mean over frames, {words}, {how}")
     if is_recording:
         sheet.put("drift", drift(first, rgb, true.image), "dB, PSNR after minus before, recorded")
-
-
-def _uncertain(sheet: Sheet, args: a.Metrics, scene: Scene, true: TrueFrame, rgb: Tensor) -> Tensor:
-    """The UCR; on the way, how well EIG ranks the error of the same render."""
-    from faithfusion_studio.information import eig_map, split_regions
-
-    with torch.no_grad():
-        found = eig_map(scene, true.camera)
-        ucr = split_regions(found, args.threshold).ucr.cpu()
-    eig, covered = found.eig.cpu(), found.coverage.cpu()
-    error = (rgb - true.image).abs().mean(-1)
-    most = torch.where(covered, eig, eig.max() + 1)
-    how = "per view then mean, EIG form block against mean absolute RGB error, uncovered first"
-    sheet.put(
-        "ucr_share", float(ucr.float().mean()), f"of the pixels, threshold {args.threshold:g}"
-    )
-    rank = spearman(block_mean(most), block_mean(error))
-    sheet.put("spearman", rank, f"{how}, 8x8 averages")
-    sheet.put("ause_l1", ause(most, error), how)
-    sheet.put("aurg_l1", aurg(most, error), how)
-    return ucr
+    return bad
 
 
 class _Neighbours:
@@ -250,8 +239,8 @@ def _set_metrics(
     sheet: Sheet,
     network: Lpips | InceptionFeatures | None,
     features: tuple[list[Tensor], list[Tensor]],
-) -> None:
-    """Distances of the sets of renders and of true frames, under the network's own name."""
+) -> str | None:
+    """Distances of the sets of renders and of true frames, under the network's own name; returns the Frechet distance's."""
     is_fid = isinstance(network, InceptionFeatures) and network.is_fid
     if not is_fid:
         sheet.missing["fid"] = (
@@ -261,7 +250,7 @@ def _set_metrics(
     if network is None or len(features[0]) < 2:
         reason = "a network: --inception, or LPIPS weights" if network is None else "two frames"
         sheet.missing["fd"] = f"Frechet and kernel distance need {reason}."
-        return
+        return None
     rendered, true = (torch.cat(rows) for rows in features)
     label = network.name.split(" ", maxsplit=1)[0]
     frechet, kernel = ("fid", "kid") if is_fid else (f"fd_{label}", f"kd_{label}")
@@ -273,6 +262,7 @@ def _set_metrics(
     words = f"cubic kernel, subsets of {found.subset}, {KID_DRAWS} draws, seed 0"
     sheet.put_whole(kernel, found.mean, f"kernel distance, {words}, {how}")
     sheet.put_whole(f"{kernel}_sd", found.deviation, f"spread over the draws, {words}, {how}")
+    return frechet
 
 
 def _why_missing(sheet: Sheet, args: a.Metrics, before: Scene | None, truth: Truth) -> None:

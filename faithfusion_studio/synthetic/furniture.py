@@ -251,3 +251,26 @@ def fence(length: Real, color: tuple[Real, Real, Real], seed: Real, *, pickets: 
     for x in np.arange(0, length, 2.0):
         builder.box(np.array((x, -0.02, 0)), np.array((x + 0.12, 0.12, 1.2)), wood)
     return builder.build()
+
+
+def barrier(length: Real, height: Real, color: tuple[Real, Real, Real], seed: Real) -> Geometry:
+    """One panel of a noise barrier along x: a slab between posts, with a cap and ribs that catch the light."""
+    builder = GeometryBuilder()
+    slab = Look(Material.PAVEMENT, color, OTHER, 1, seed)
+    builder.box(np.array((0, 0.0, 0)), np.array((length, 0.12, height)), slab)
+    builder.box(np.array((0, -0.05, height)), np.array((length, 0.17, height + 0.1)), slab)
+    for x in np.arange(0.5, length - 0.2, 0.5):
+        builder.box(np.array((x, -0.04, 0)), np.array((x + 0.1, 0.0, height)), slab)
+    builder.box(np.array((-0.12, -0.08, 0)), np.array((0.12, 0.2, height + 0.15)), GREY_METAL)
+    return builder.build()
+
+
+def guard_rail(length: Real) -> Geometry:
+    """Steel crash barrier along x: two ribs of one beam before posts."""
+    builder = GeometryBuilder()
+    for low in (0.46, 0.62):
+        builder.box(np.array((0, -0.09, low)), np.array((length, 0.0, low + 0.12)), GREY_METAL)
+    builder.box(np.array((0, -0.04, 0.58)), np.array((length, 0.0, 0.62)), DARK_METAL)
+    for x in np.arange(0, length, 2.0):
+        builder.box(np.array((x, 0.0, 0)), np.array((x + 0.1, 0.08, 0.72)), GREY_METAL)
+    return builder.build()

@@ -1,7 +1,8 @@
 """Places everything along the road in street coordinates (s forward, d left, z up, metres).
 
 The right side is built like the left and turned by half a circle. What a family has beside the
-road is in one function each: `urban_side`, `suburban_side`, `country_side`.
+road is in one function each: `urban_side`, `canyon_side`, `suburban_side` here, `country_side` and `highway_side`
+in `verges`; `FAMILIES` holds their numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,35 @@ KERB_HEIGHT = 0.12
 FAR = 70.0
 """Ground is modelled in detail up to this distance from the road, m."""
 HALF_TURN = pose_at(0, 0, 0, np.pi)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a family of streets has in common."""
+
+    kerb: float
+    """Distance of the kerb (or the edge of the asphalt) from the centre line, m."""
+    lane: float
+    """Width of a lane, m."""
+    parked: float
+    """Share of parking slots that hold a car."""
+    built: bool
+    """Facades and pavement all along; otherwise green."""
+    floors: tuple[int, int] = (3, 6)
+    """Storeys of its buildings, half-open."""
+    crossings: bool = True
+    """Crosswalks and turning arrows."""
+    edge_lines: bool = True
+
+
+FAMILIES: dict[str, Traits] = {
+    "urban": Traits(7.1, 3.5, 0.65, built=True),
+    "suburban": Traits(6.9, 3.3, 0.3, built=False, edge_lines=False),
+    "country": Traits(3.9, 3.4, 0.0, built=False, crossings=False),
+    "canyon": Traits(6.3, 3.1, 0.5, built=True, floors=(9, 17)),
+    "highway": Traits(6.6, 3.75, 0.0, built=False, crossings=False),
+}
+"""In the order they were added: what a seed gives in an older family must never change."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +134,15 @@ def _side_street(builder: GeometryBuilder, span: tuple[Real, Real], kerb: Real) 
 
 def urban_side(rng: np.random.Generator, extent: Extent) -> Geometry:
     """Terraced facades with shops, pavement, lamps, signs, trees in the pavement, side streets."""
+    return _city_side(rng, extent, FAMILIES["urban"].floors)
+
+
+def canyon_side(rng: np.random.Generator, extent: Extent) -> Geometry:
+    """The same between facades of a whole city's height: little sky, deep shadow."""
+    return _city_side(rng, extent, FAMILIES["canyon"].floors)
+
+
+def _city_side(rng: np.random.Generator, extent: Extent, floors: tuple[int, int]) -> Geometry:
     builder = GeometryBuilder()
     kerb, front = extent.kerb, extent.kerb + 3.6
     gap = 10.0
@@ -117,7 +156,7 @@ def urban_side(rng: np.random.Generator, extent: Extent) -> Geometry:
         raised(builder, span, kerb, (3.6, FAR - kerb - 3.78), (slabs, yard))
         if index + 1 < len(blocks):
             _side_street(builder, (span[1], span[1] + gap), kerb)
-        _terrace(builder, rng, (span[0] + 1.6, span[1] - 1.6), front)
+        _terrace(builder, rng, (span[0] + 1.6, span[1] - 1.6), front, floors)
         _pavement_things(builder, rng, span, kerb)
     at = extent.start
     while at < extent.stop:
@@ -130,7 +169,11 @@ def urban_side(rng: np.random.Generator, extent: Extent) -> Geometry:
 
 
 def _terrace(
-    builder: GeometryBuilder, rng: np.random.Generator, span: tuple[Real, Real], front: float
+    builder: GeometryBuilder,
+    rng: np.random.Generator,
+    span: tuple[Real, Real],
+    front: float,
+    floors: tuple[int, int],
 ) -> None:
     at = span[0]
     while at < span[1] - 5:
@@ -138,7 +181,7 @@ def _terrace(
         if span[1] - at - width < 5:
             width = span[1] - at
         style = draw_style(rng, shop_share=0.5, rustic=rng.random() < 0.4)
-        height = style.floor_height * rng.integers(3, 6) + 0.8
+        height = style.floor_height * rng.integers(*floors) + 0.8
         setback = rng.uniform(0.0, 0.35)
         deep = front + setback + rng.uniform(9, 12)
         builder.add(box_building(style, rng, (at, at + width), (front + setback, deep), height))
@@ -200,7 +243,7 @@ def suburban_side(rng: np.random.Generator, extent: Extent) -> Geometry:
             builder.add(furniture.lamp_post().placed(pose_at(s, kerb + 1.0, KERB_HEIGHT)))
         sign = furniture.traffic_sign(int(rng.integers(4)), rng.random())
         builder.add(sign.placed(pose_at(rng.uniform(*span), kerb + 1.0, KERB_HEIGHT)))
-    _tree_row(builder, rng, extent, (40.0, 60.0), 7.0)
+    tree_row(builder, rng, extent, (40.0, 60.0), 7.0)
     return builder.build()
 
 
@@ -233,65 +276,7 @@ def _plot(builder: GeometryBuilder, rng: np.random.Generator, at: Real, kerb: Re
     return at + width
 
 
-def country_side(rng: np.random.Generator, extent: Extent) -> Geometry:
-    """Gravel shoulder, verge, fences and hedges, fields, scattered trees, a few houses."""
-    builder = GeometryBuilder()
-    edge = extent.kerb
-    gravel = Look(Material.GRASS, (0.2, 0.18, 0.15), Category.OTHER, 2, rng.random())
-    verge = Look(Material.GRASS, (0.085, 0.13, 0.035), Category.VEGETATION, 0, rng.random())
-    span = (extent.start, extent.stop)
-    strip(builder, span, (edge, edge + 0.9), gravel, -0.005, (2.0, 1.0))
-    strip(builder, span, (edge + 0.9, edge + 4.5), verge, -0.008, (2.0, 2.0))
-    at = extent.start
-    while at < extent.stop:
-        length = rng.uniform(35, 70)
-        dry = rng.random() < 0.4
-        color = (
-            (0.27, 0.2, 0.075)
-            if dry
-            else tuple(np.array((0.08, 0.13, 0.03)) * rng.uniform(0.7, 1.4))
-        )
-        field = Look(Material.GRASS, color, Category.VEGETATION, int(dry), rng.random())
-        stop = min(at + length, extent.stop)
-        strip(builder, (at, stop), (edge + 4.5, 110.0), field, -0.008, (6.0, 8.0))
-        _field_border(builder, rng, (at, stop), edge + 4.6)
-        if rng.random() < 0.45 and stop - at > 15:
-            s, d = rng.uniform(at, stop - 13), edge + rng.uniform(13, 26)
-            builder.add(house(rng, (s, s + rng.uniform(9, 13)), (d, d + 8), ground=0.0))
-        at = stop
-    for s in np.arange(extent.start + 10, extent.stop, 25.0):
-        builder.add(furniture.delineator().placed(pose_at(s, edge + 1.2, 0.0)))
-    for s in np.arange(extent.start, extent.stop, 6.5):
-        if rng.random() < 0.6:
-            crown = furniture.tree(rng, rng.uniform(5.0, 10.0))
-            where = pose_at(s + rng.normal(0, 2), edge + 5.6 + rng.exponential(5.0), -0.02)
-            builder.add(crown.placed(where))
-    sign = furniture.traffic_sign(int(rng.integers(2)), rng.random())
-    builder.add(sign.placed(pose_at(rng.uniform(15, 60), edge + 1.6, 0.0)))
-    _tree_row(builder, rng, extent, (60.0, 100.0), 9.0)
-    return builder.build()
-
-
-def _field_border(
-    builder: GeometryBuilder, rng: np.random.Generator, span: tuple[Real, Real], d: float
-) -> None:
-    kind, length = rng.random(), span[1] - span[0] - 3
-    if length < 2:
-        return
-    place = pose_at(span[0] + 1, d, -0.02)
-    if kind < 0.4:
-        builder.add(
-            furniture.fence(length, (0.22, 0.17, 0.12), rng.random(), pickets=False).placed(place)
-        )
-    elif kind < 0.8:
-        pieces = int(length // 10)
-        height = rng.uniform(0.9, 1.7)
-        for piece in range(pieces):
-            hedge = furniture.hedge(rng, 10.2, height * rng.uniform(0.9, 1.1), 1.0)
-            builder.add(hedge.placed(pose_at(span[0] + 1 + piece * 10, d + 0.4, -0.02)))
-
-
-def _tree_row(
+def tree_row(
     builder: GeometryBuilder,
     rng: np.random.Generator,
     extent: Extent,
@@ -326,9 +311,6 @@ def parked_cars(
     return builder.build() if count else None
 
 
-SIDES = {"urban": urban_side, "suburban": suburban_side, "country": country_side}
-
-
 def carriageway(builder: GeometryBuilder, extent: Extent, family: str) -> None:
     """The road between the kerbs, the ground under everything, and what closes both ends."""
     asphalt = Look(Material.ROAD, (0.1, 0.1, 0.1), Category.ROAD, 0, 0.0)
@@ -337,7 +319,7 @@ def carriageway(builder: GeometryBuilder, extent: Extent, family: str) -> None:
     )
     cross = Look(Material.ROAD, (0.1, 0.1, 0.1), Category.ROAD, 1, 0.0)
     strip(builder, (extent.stop, extent.stop + 9), (-FAR, FAR), cross, 0.0, (3.0, 4.0))
-    green = family != "urban"
+    green = not FAMILIES[family].built
     color = (0.08, 0.12, 0.035) if green else (0.22, 0.21, 0.2)
     material, category = (
         (Material.GRASS, Category.VEGETATION) if green else (Material.PAVEMENT, Category.OTHER)
@@ -353,19 +335,19 @@ def street_end(
 ) -> None:
     """Buildings (or trees) across the far end, and hills on the horizon."""
     turned = pose_at(extent.stop + 9, 0, 0, -np.pi / 2)
-    row = GeometryBuilder()
+    row, traits = GeometryBuilder(), FAMILIES[family]
     at = -52.0
     while at < 52:
         width = rng.uniform(9, 15)
-        if family == "urban":
+        if traits.built:
             style = draw_style(rng, shop_share=0.4, rustic=False)
-            height = style.floor_height * rng.integers(3, 6) + 0.8
+            height = style.floor_height * rng.integers(*traits.floors) + 0.8
             row.add(box_building(style, rng, (at, at + width), (3.5, 15), height))
         elif family == "suburban":
             row.add(house(rng, (at, at + width - 3), (9, 17)))
         crown = furniture.tree(rng, rng.uniform(6, 10))
-        row.add(crown.placed(pose_at(at, 2.0 if family == "urban" else 24.0, 0.0)))
-        at += width if family != "country" else width * 0.5
+        row.add(crown.placed(pose_at(at, 2.0 if traits.built else 24.0, 0.0)))
+        at += width if traits.built or family == "suburban" else width * 0.5
     builder.add(row.build().placed(turned))
     _hills(builder, rng, extent)
 

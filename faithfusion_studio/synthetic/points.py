@@ -92,7 +92,11 @@ def visible_in(camera: Camera, view: TracedView, world: np.ndarray) -> np.ndarra
 
 
 def simulate_lidar(
-    street: Street, ego_to_world: Float64[Tensor, "4 4"], time: Real, rng: np.random.Generator
+    street: Street,
+    ego_to_world: Float64[Tensor, "4 4"],
+    time: Real,
+    rng: np.random.Generator,
+    dropout: float = LIDAR_DROPOUT,
 ) -> Float32[Tensor, "M 3"]:
     """One sweep of a spinning 64-beam LiDAR on the roof, with range noise and dropouts.
 
@@ -101,6 +105,7 @@ def simulate_lidar(
         ego_to_world: Pose of the ego frame (on the ground).
         time: Seconds, for moving vehicles.
         rng: Noise and dropouts.
+        dropout: Share of the returns that are lost.
 
     Returns:
         Points in the world, m; no deskew is needed, the sweep is instantaneous.
@@ -116,7 +121,7 @@ def simulate_lidar(
     origin = pose[:3, 3] + pose[:3, 2] * LIDAR_HEIGHT
     origins = np.broadcast_to(origin.astype(np.float32), directions.shape).copy()
     distance = ray_scene(street.geometry(time)).distances(origins, directions, LIDAR_REACH)
-    kept = (distance < LIDAR_REACH) & (rng.random(len(distance)) > LIDAR_DROPOUT)
+    kept = (distance < LIDAR_REACH) & (rng.random(len(distance)) > dropout)
     reach = distance[kept] + rng.normal(0, LIDAR_NOISE, int(kept.sum()))
     points = origin + directions[kept] * reach[:, None]
     return torch.from_numpy(points.astype(np.float32))

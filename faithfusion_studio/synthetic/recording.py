@@ -7,17 +7,18 @@ looks along x; "front_left" and "front_right" are turned by 45 degrees to their 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from faithfusion_studio.cameras import Camera, Trajectory, offset_laterally, trajectory_from_cameras
 from faithfusion_studio.scene import BoxTrack, Capture, PosedImage
-from faithfusion_studio.synthetic.points import sample_points, simulate_lidar
+from faithfusion_studio.synthetic.points import LIDAR_DROPOUT, sample_points, simulate_lidar
 from faithfusion_studio.synthetic.rays import SyntheticError
 from faithfusion_studio.synthetic.raytrace import TracedView, trace_view
 from faithfusion_studio.synthetic.street import Street
+from faithfusion_studio.transforms import invert_rigid
 
 RIG = {"front": 0.0, "front_left": np.pi / 4, "front_right": -np.pi / 4}
 """Camera names and their yaw from the ego's forward axis, radians, positive = left."""
@@ -41,6 +42,12 @@ class RecordingConfig:
     """Also simulate one LiDAR sweep per time."""
     exposure_drift: float = 0.0
     """Standard deviation per frame of a random walk of the log of the exposure; 0 = constant."""
+    lidar_dropout: float = LIDAR_DROPOUT
+    """Share of the LiDAR's returns that are lost, 0..1."""
+    pose_noise: float = 0.0
+    """Standard deviation of each coordinate of the stored poses per time, m; the pictures are from the true ones."""
+    turn_noise: float = 0.0
+    """The same of the rotation about each axis, rad."""
     seed: int = 0
     """Of points, LiDAR dropouts and exposure; the street has its own."""
 
@@ -170,7 +177,15 @@ def capture_of(
         egos = {
             c.time: ego for c, ego in zip(trajectory.cameras, trajectory.ego_to_worlds, strict=True)
         }
-        lidar = tuple(simulate_lidar(street, egos[time], time, rng) for time in times)
+        lidar = tuple(
+            simulate_lidar(street, egos[time], time, rng, config.lidar_dropout) for time in times
+        )
+    if config.pose_noise > 0 or config.turn_noise > 0:
+        trajectory = misplaced(trajectory, config)
+        frames = tuple(
+            replace(frame, camera=camera)
+            for frame, camera in zip(frames, trajectory.cameras, strict=True)
+        )
     return Capture(
         frames=frames,
         trajectory=trajectory,
@@ -181,6 +196,34 @@ def capture_of(
         source=f"procedural street, family {street.config.family}, seed {street.config.seed}",
         licence="CC0-1.0",
     )
+
+
+def misplaced(trajectory: Trajectory, config: RecordingConfig) -> Trajectory:
+    """The path as a localisation with noise would report it: one error per time, shared by the rig."""
+    rng = np.random.default_rng(
+        [config.seed, 1]
+    )  # apart from the other draws, which stay as they are
+    errors = {}
+    for time in sorted(set(trajectory.timestamps)):
+        x, y, z = rng.normal(0, config.turn_noise, 3)
+        turn = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+        error = torch.eye(4, dtype=torch.float64)
+        error[:3, :3] = torch.linalg.matrix_exp(turn)
+        error[:3, 3] = torch.from_numpy(rng.normal(0, config.pose_noise, 3))
+        errors[time] = error
+    egos = torch.stack(
+        [
+            ego @ errors[c.time]
+            for c, ego in zip(trajectory.cameras, trajectory.ego_to_worlds, strict=True)
+        ]
+    )
+    cameras = tuple(
+        camera.moved(moved @ invert_rigid(ego) @ camera.camtoworld)
+        for camera, ego, moved in zip(
+            trajectory.cameras, trajectory.ego_to_worlds, egos, strict=True
+        )
+    )
+    return replace(trajectory, cameras=cameras, ego_to_worlds=egos)
 
 
 def frame_name(trajectory: Trajectory, index: int) -> str:

@@ -17,21 +17,34 @@ from faithfusion_studio.synthetic.geometry import (
     concatenate_geometry,
 )
 from faithfusion_studio.synthetic.layout import (
+    FAMILIES,
     HALF_TURN,
-    SIDES,
     Extent,
+    canyon_side,
     carriageway,
     parked_cars,
     street_end,
+    suburban_side,
+    urban_side,
 )
 from faithfusion_studio.synthetic.rays import SyntheticError, with_ambient
 from faithfusion_studio.synthetic.road import Bend, RoadPaint
 from faithfusion_studio.synthetic.vehicles import CAR_COLORS, SHAPES, vehicle
+from faithfusion_studio.synthetic.verges import country_side, highway_side
 
 if TYPE_CHECKING:
     import trimesh
 
-Family = Literal["urban", "suburban", "country"]
+Family = Literal["urban", "suburban", "country", "canyon", "highway"]
+
+SIDES = {
+    "urban": urban_side,
+    "suburban": suburban_side,
+    "country": country_side,
+    "canyon": canyon_side,
+    "highway": highway_side,
+}
+"""What a family has on the left of the road."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,8 @@ class StreetConfig:
     seed: int = 0
     """Everything random follows from this."""
     family: Family = "urban"
-    """urban: terraces, shops, parked cars; suburban: houses and gardens; country: fields, trees."""
+    """urban: terraces, shops, parked cars; suburban: houses and gardens; country: fields, trees; canyon: a narrow
+    street between tall facades; highway: guard rails, noise barriers, no parked cars."""
     length: float = 50.0
     """Metres that can be driven from s = 0."""
     sight: float = 100.0
@@ -51,7 +65,7 @@ class StreetConfig:
     num_moving: int = 0
     """Vehicles that drive: oncoming ones and one ahead; each becomes a node with a box track."""
     parked_share: float | None = None
-    """Share of parking slots that hold a car, 0..1; None uses 0.65, 0.3 or 0 by family."""
+    """Share of parking slots that hold a car, 0..1; None uses that of the family."""
     ambient_rays: int = 16
     """Rays per corner for soft contact shadows; more is smoother and slower to build."""
 
@@ -159,7 +173,7 @@ def build_street(config: StreetConfig) -> Street:
     # Separate streams: changing one thing (say, parked cars) leaves the rest of the street alone.
     streams = np.random.SeedSequence(config.seed).spawn(8)
     rngs = [np.random.default_rng(stream) for stream in streams]
-    kerb = {"urban": 7.1, "suburban": 6.9, "country": 3.9}[config.family]
+    kerb = FAMILIES[config.family].kerb
     extent = Extent(-30.0, float(np.ceil(config.length + config.sight)), kerb)
     curvature = config.curvature
     if curvature is None:
@@ -190,15 +204,15 @@ def build_street(config: StreetConfig) -> Street:
 
 
 def _draw_paint(rng: np.random.Generator, config: StreetConfig, extent: Extent) -> RoadPaint:
-    urban, stop = config.family == "urban", extent.stop
-    lane = {"urban": 3.5, "suburban": 3.3, "country": 3.4}[config.family]
+    traits, stop = FAMILIES[config.family], extent.stop
+    lane = traits.lane
     arrows, crossings = [], []
     at = rng.uniform(20, 45)
-    while at < stop - 10 and config.family != "country":
+    while at < stop - 10 and traits.crossings:
         crossings.append(float(at))
         at += rng.uniform(45, 80)
     at = rng.uniform(6, 18)
-    while at < stop and config.family != "country":
+    while at < stop and traits.crossings:
         arrows.append((at, -lane / 2, 1.0))
         arrows.append((at + rng.uniform(5, 12), lane / 2, -1.0))
         at += rng.uniform(24, 40)
@@ -222,13 +236,13 @@ def _draw_paint(rng: np.random.Generator, config: StreetConfig, extent: Extent) 
     )
     return RoadPaint(
         lane_width=lane,
-        edge_lines=config.family != "suburban",
+        edge_lines=traits.edge_lines,
         centre_dash=float(rng.choice([2.0, 3.0])) if rng.random() < 0.85 else 0.0,
         arrows=np.array(arrows, float).reshape(-1, 3),
         crosswalks=tuple(crossings),
         crosswalk_reach=extent.kerb - 0.3,
         patches=patches,
-        manholes=manholes if urban else manholes[::3],
+        manholes=manholes if traits.built else manholes[::3],
         tone=float(rng.uniform(0.075, 0.12)),
         seed=float(rng.random()),
     )
@@ -257,7 +271,7 @@ def _add_parked(
 ) -> None:
     share = config.parked_share
     if share is None:
-        share = {"urban": 0.65, "suburban": 0.3, "country": 0.0}[config.family]
+        share = FAMILIES[config.family].parked
     crossings = [at + 1.5 for at in paint.crosswalks]
     d = extent.kerb - 1.15
     left = parked_cars(rng, extent, d, share, crossings)
@@ -295,3 +309,20 @@ def _moving(
         else:
             ahead += rng.uniform(10, 18)
     return tuple(vehicles)
+
+
+Split = Literal["train", "validation", "test"]
+FIRST_VALIDATION, FIRST_TEST = 200, 600
+TEST_FAMILIES = ("country", "highway")
+"""Kinds of street that are never trained or chosen on."""
+
+
+def split_of(config: StreetConfig) -> Split:
+    """Which part of the procedural streets this one belongs to, by its seed and its family.
+
+    Seeds below 200 are for training, below 600 for choosing, the others for reporting; a family that only
+    occurs in the test says how far what was learned reaches beyond the kinds of street it was learned on.
+    """
+    if config.family in TEST_FAMILIES or config.seed >= FIRST_TEST:
+        return "test"
+    return "train" if config.seed < FIRST_VALIDATION else "validation"

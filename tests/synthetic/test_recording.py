@@ -200,6 +200,44 @@ def test_exposure_drift_changes_frames_but_not_the_truth(street, path, views):
     assert drifting.points is None
 
 
+def test_pose_noise_moves_the_rig_as_one_and_leaves_the_pictures(street):
+    path = drive(street, 3, (64, 36), rig=("front", "front_left"))
+    exact = record(street, path, RecordingConfig(samples=1, num_points=0))
+    noisy = RecordingConfig(samples=1, num_points=0, pose_noise=0.05, turn_noise=0.01)
+    moved = record(street, path, noisy)
+    assert [f.data for f in moved.frames] == [f.data for f in exact.frames]
+    for a, b in zip(moved.frames, moved.trajectory.cameras, strict=True):
+        assert torch.equal(a.camera.camtoworld, b.camtoworld)
+    shifts = []
+    for i in range(0, 6, 2):
+        relative = [
+            torch.linalg.inv(c.trajectory.cameras[i].camtoworld)
+            @ c.trajectory.cameras[i + 1].camtoworld
+            for c in (exact, moved)
+        ]
+        torch.testing.assert_close(relative[0], relative[1], atol=1e-9, rtol=0)
+        change = torch.linalg.inv(path.ego_to_worlds[i]) @ moved.trajectory.ego_to_worlds[i]
+        shifts.append(change[:3, 3])
+        turn = torch.acos(((change[:3, :3].trace() - 1) / 2).clamp(-1, 1))
+        assert 0 < float(turn) < 0.05
+    assert 0.005 < float(torch.stack(shifts).abs().mean()) < 0.15
+    assert not torch.equal(shifts[0], shifts[1])
+
+
+def test_lost_returns_thin_the_lidar(street, path):
+    counts = [
+        len(
+            record(
+                street,
+                path.select([0]),
+                RecordingConfig(samples=1, num_points=0, lidar=True, lidar_dropout=d),
+            ).lidar[0]
+        )
+        for d in (0.0, 0.5)
+    ]
+    assert counts[1] == pytest.approx(0.5 * counts[0], rel=0.05)
+
+
 def test_moving_vehicles_get_masks_and_boxes_that_hold_their_pixels(busy_street):
     path = drive(busy_street, 3, SIZE)
     capture = record(busy_street, path, RecordingConfig(num_points=0))

@@ -6,7 +6,13 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from faithfusion_studio.synthetic import Category, StreetConfig, SyntheticError, build_street
+from faithfusion_studio.synthetic import (
+    Category,
+    StreetConfig,
+    SyntheticError,
+    build_street,
+    split_of,
+)
 from faithfusion_studio.synthetic.noise import band, cell_hash, fractal, lines
 from faithfusion_studio.synthetic.road import Bend
 
@@ -21,7 +27,7 @@ def digest(geometry) -> str:
     return total.hexdigest()
 
 
-@pytest.mark.parametrize("family", ["urban", "suburban", "country"])
+@pytest.mark.parametrize("family", ["urban", "suburban", "country", "canyon", "highway"])
 def test_same_seed_gives_the_same_street_and_another_seed_another(family):
     first = build_street(StreetConfig(seed=11, family=family, **TINY))
     again = build_street(StreetConfig(seed=11, family=family, **TINY))
@@ -152,3 +158,46 @@ def test_impossible_streets_are_refused_with_a_sentence(change, words):
         object.__setattr__(config, name, value)
     with pytest.raises(SyntheticError, match=words):
         build_street(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "triangles"), [("urban", 136470), ("suburban", 184428), ("country", 206196)]
+)
+def test_a_new_family_leaves_the_streets_of_the_older_ones_alone(family, triangles):
+    config = StreetConfig(
+        seed=11, family=family, length=2.0, sight=20.0, ambient_rays=2, num_moving=1
+    )
+    assert len(build_street(config).background) == triangles
+
+
+def test_a_canyon_is_high_and_a_highway_has_neither_facades_nor_parked_cars():
+    streets = {
+        f: build_street(StreetConfig(seed=7, family=f, **TINY))
+        for f in ("urban", "canyon", "highway")
+    }
+    near = {}
+    for name, street in streets.items():
+        g = street.background
+        middle = g.triangles.mean(1)
+        built = g.category == Category.BUILDING
+        near[name] = float(middle[built & (np.abs(middle[:, 1]) < 25), 2].max(initial=0.0))
+        assert (g.category == Category.CAR).any() == (name != "highway")
+    assert near["canyon"] > 1.6 * near["urban"] > 0
+    assert near["highway"] == 0
+    assert streets["canyon"].kerb < streets["urban"].kerb
+    assert len(streets["highway"].paint.crosswalks) == len(streets["highway"].paint.arrows) == 0
+
+
+def test_families_and_seeds_are_split_once_for_all():
+    assert split_of(StreetConfig(seed=3)) == "train"
+    assert split_of(StreetConfig(seed=401, family="canyon")) == "validation"
+    assert split_of(StreetConfig(seed=600)) == "test"
+    assert split_of(StreetConfig(seed=3, family="highway")) == "test"
+    assert split_of(StreetConfig(seed=3, family="country")) == "test"
+
+
+def test_no_shipped_network_is_trained_on_a_test_street():
+    from faithfusion_studio.training.pairs import street_recipe
+
+    families = {street_recipe(seed).street.family for seed in range(12)}
+    assert not families & {"country", "highway"}

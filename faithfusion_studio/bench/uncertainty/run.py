@@ -103,8 +103,10 @@ def _scenes(config: BenchConfig) -> Iterator[TruthScene]:
         return
     for index in range(config.scenes):
         seed = FIRST_SEED + config.seed + index
-        _say(f"street {seed}: tracing the recording and the truth")
-        yield procedural_scene(seed, config.size, FRAMES, config.views, config.scale)
+        _say(f"{config.family} street {seed}: tracing the recording and the truth")
+        yield procedural_scene(
+            seed, config.size, FRAMES, config.views, config.scale, family=config.family
+        )
 
 
 def _one(test: TruthScene, config: BenchConfig, training: int) -> SceneScores:

@@ -23,6 +23,7 @@ from faithfusion_studio.io import load_capture, load_scene, read_camera_path, sa
 from faithfusion_studio.io.camera_files import camera_path_stems
 from faithfusion_studio.io.weights import cache_folder
 from faithfusion_studio.scene import Capture, PosedImage, Scene
+from faithfusion_studio.synthetic.street import Family
 
 OFFSETS = (1.0, 3.0, 6.0)
 """Lateral offsets of the true views of a procedural street, m."""
@@ -58,6 +59,7 @@ def procedural_scene(
     views: int,
     scale: float = 1.0,
     offsets: Sequence[float] = OFFSETS,
+    family: Family = "urban",
 ) -> TruthScene:
     """A street with a recording and exact views beside it.
 
@@ -68,6 +70,7 @@ def procedural_scene(
         views: True views per offset, spread over the drive without its ends.
         scale: Size of the true views over the recorded one.
         offsets: m, positive = left.
+        family: Kind of street.
     """
     from faithfusion_studio.synthetic import (
         StreetConfig,
@@ -77,7 +80,7 @@ def procedural_scene(
         trace_view,
     )
 
-    street = build_street(StreetConfig(seed=seed))
+    street = build_street(StreetConfig(seed=seed, family=family))
     path = drive(street, frames, size)
     chosen = _spread(range(frames), views)
     beside = {}
@@ -89,7 +92,8 @@ def procedural_scene(
             TrueView(c, torch.from_numpy(v.rgb).float(), torch.from_numpy(v.depth).float())
             for c, v in traced
         ]
-    return TruthScene(f"street {seed}", record(street, path), beside)
+    name = f"street {seed}" if family == "urban" else f"{family} street {seed}"
+    return TruthScene(name, record(street, path), beside)
 
 
 def recorded_scene(folder: Path, views: int, scale: float) -> TruthScene:
