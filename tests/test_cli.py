@@ -312,6 +312,16 @@ def test_synthesize_makes_a_capture_with_truth_beside_it(run, tmp_path):
     assert {"-1.0", "+0.5", "cameras_-1.0.json", "cameras_+0.5.json"} <= set(names(truth))
 
 
+def test_synthesize_takes_a_family_a_rig_and_a_bad_localisation(run, tmp_path):
+    words = ("--frames", "1", "--size", "24x16", "--offsets", "0", "--pose-noise", "0.1")
+    rig = ("--family", "highway", "--rig", "front,front_left", "--seed", "601")
+    found = run("synthesize", tmp_path / "s", *words, *rig)
+    assert (found["family"], found["split"]) == ("highway", "test")
+    about = run("info", tmp_path / "s" / "recorded")
+    assert about["cameras"] == ["front", "front_left"] and about["frames"] == 2
+    assert "highway" in about["source"]
+
+
 def test_eig_explains_a_pixel_and_says_where_to_drive_next(run, scene_path, tmp_path):
     words = ("--frames", "1:4", "--offset", "1", "--explain", "24,20", "--where-next")
     found = run("eig", scene_path, tmp_path / "out", *words)
@@ -398,6 +408,7 @@ def test_a_segment_outside_the_drive_is_refused(refused, scene_path, tmp_path, s
         (["convert", "SCENE", "OUT.xyz"], ".ckpt"),
         (["synthesize", "OUT", "--offsets", "a,b"], "numbers separated"),
         (["synthesize", "OUT", "--frames", "0"], "--frames"),
+        (["synthesize", "OUT", "--pose-noise", "-1"], "--pose-noise"),
         (["view", "SCENE", "--port", "99999"], "--port"),
     ],
 )

@@ -24,6 +24,7 @@ Engine = Literal[
     "eigent-cogvideox",
     "eigent-vace",
 ]
+StreetFamily = Literal["urban", "suburban", "country", "canyon", "highway"]
 Form = Literal["block", "trace", "diagonal", "joint", "released"]
 
 

@@ -46,6 +46,7 @@ def synthesize(args: a.Synthesize) -> Result:
     )
 
     size, offsets = parse_size(args.size), parse_numbers(args.offsets)
+    _check_noise(args)
     if not 1 <= args.frames <= 2000:
         raise CommandLineError(f"--frames: found {args.frames}; expected 1 to 2000.")
     assert size is not None
@@ -53,7 +54,6 @@ def synthesize(args: a.Synthesize) -> Result:
         finite("--offsets", offset)
     folder, started = output_folder(args.out_dir), time.perf_counter()
     say(f"building street {args.seed}")
-    _check_noise(args)
     config = StreetConfig(
         seed=args.seed,
         family=args.family,
