@@ -14,7 +14,7 @@ from faithfusion_studio.information import (
     StaleFisherError,
     eig_map,
 )
-from faithfusion_studio.information.eig import half_log_det
+from faithfusion_studio.information.eig import EigForm, half_log_det
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render.views import rasterize_view
 from faithfusion_studio.scene import Scene
@@ -133,7 +133,8 @@ def _wall(x: float, y: float, color: float) -> Gaussians:
     )
 
 
-def test_a_wall_hidden_from_the_recording_stands_out() -> None:
+@pytest.mark.parametrize("form", ["block", "joint"])
+def test_a_wall_hidden_from_the_recording_stands_out(form: EigForm) -> None:
     # From the recorded side a screen covers the hidden wall; the novel camera looks past the screen.
     screen, hidden = _wall(3.0, 0.0, 0.2), _wall(6.0, 0.0, 0.7)
     known = concatenate([_wall(6.0, 2.4, 0.4), _wall(6.0, -2.4, 0.5)])
@@ -141,7 +142,7 @@ def test_a_wall_hidden_from_the_recording_stands_out() -> None:
     scene = Scene(concatenate([screen, hidden, known]), sky=sky)
     fisher = evidence(scene, [_ahead(x, 0.0) for x in (-0.4, 0.0, 0.4)])
     novel = _ahead(0.0, 2.2)
-    found = eig_map(scene, novel, fisher=fisher).eig
+    found = eig_map(scene, novel, fisher=fisher, form=form).eig
 
     def shows(part):
         return rasterize_view(Scene(part), novel).alpha
