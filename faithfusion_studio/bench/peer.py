@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faithfusion_studio.bench.colmap_writer import write_colmap
 from faithfusion_studio.bench.report import BenchConfig, BenchError
 from faithfusion_studio.fusion.reconstruction import Reconstruction
 from faithfusion_studio.fusion.schedule import ReconstructionConfig
-from faithfusion_studio.io import load_capture, load_scene
+from faithfusion_studio.io import load_capture, load_scene, write_colmap
 from faithfusion_studio.metrics import psnr
 from faithfusion_studio.render.views import render_view
 from faithfusion_studio.scene import Capture, Scene
@@ -90,7 +89,7 @@ def race(config: BenchConfig) -> Race:
     training = [i for i in range(len(capture)) if i not in set(_holdout(capture))]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "recording"
-        write_colmap(capture, training, data)
+        write_colmap(capture.select(training), data)
         first = _run_peer(program, data, 10**6, 10**6, FIRST_STEPS * config.seconds)
         ours, rate = _run_ours(capture, points, config.seconds)
         steps = max(2 * MARKS, round(first.steps_per_s * config.seconds))

@@ -66,6 +66,8 @@ class View(RepairingCommand):
     """The token for other hosts, at least 16 characters; random when not given."""
     open: bool = False
     """Open the page in this machine's browser."""
+    capture: Path | None = None
+    """The recording a checkpoint of another tool came from, so that it can be driven, judged and repaired."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +283,7 @@ class Synthesize(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Read anything we know, by content; write a scene, a splat file, or a cameras.json folder.
+    """Read anything we know, by content; write a scene, a splat file, or a folder with a recording.
 
     The end of OUT says what is written: .ckpt (everything), .ply, .compressed.ply, .splat, .spz, .sog,
     FOLDER/meta.json (unpacked SOG) or .pt (gsplat); a name without suffix is a folder with a recording.
@@ -290,6 +292,10 @@ class Convert(Command):
 
     source: Positional[Path]
     out: Positional[Path]
+    capture: Path | None = None
+    """The recording a checkpoint came from; a .ckpt keeps it."""
+    layout: Literal["cameras.json", "transforms.json", "colmap"] = "cameras.json"
+    """Of a folder with a recording."""
     time: float = 0.0
     """Seconds; splat files hold moving objects where they are then."""
     spz_version: Literal[3, 4] = 3

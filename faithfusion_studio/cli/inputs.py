@@ -99,6 +99,15 @@ def finite(name: str, value: float) -> float:
     return value
 
 
+def with_capture(scene: Scene, path: Path | None) -> Scene:
+    """The scene with the recording at a path; the scene itself without one."""
+    if path is None:
+        return scene
+    from faithfusion_studio.io import attach_capture, load_capture
+
+    return attach_capture(scene, load_capture(path))
+
+
 def frame_stems(capture: Capture | None, count: int) -> list[str]:
     """A file stem per recorded frame: its recorded name where that is unique, else its index."""
     names = [Path(f.name).stem for f in capture.frames] if capture is not None else []

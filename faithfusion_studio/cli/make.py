@@ -15,6 +15,7 @@ from faithfusion_studio.cli.inputs import (
     parse_numbers,
     parse_size,
     reserved,
+    with_capture,
 )
 from faithfusion_studio.cli.running import Result, scene_notes
 from faithfusion_studio.scene import Capture, Scene
@@ -104,10 +105,12 @@ def convert(args: a.Convert) -> Result:
         save_scene,
         sniff,
         write_cameras_json,
+        write_colmap,
+        write_transforms_json,
     )
 
     if args.out.suffix:
-        scene = load_scene(args.source)
+        scene = with_capture(load_scene(args.source), args.capture)
         if not math.isfinite(args.time):
             raise CommandLineError(f"--time: found {args.time}; expected seconds.")
         options = ExportOptions(args.time, args.spz_version, args.flip_yz)
@@ -121,7 +124,8 @@ def convert(args: a.Convert) -> Result:
         values = {"gaussians": scene.num_gaussians, "frames": _frames(scene.capture)}
     else:
         capture = load_capture(args.source)
-        write_cameras_json(capture, output_folder(args.out))
+        writers = {"transforms.json": write_transforms_json, "colmap": write_colmap}
+        writers.get(args.layout, write_cameras_json)(capture, output_folder(args.out))
         notes = list(capture.notes)
         values = {"gaussians": 0, "frames": len(capture)}
     values = {"from": sniff(args.source), "to": sniff(args.out), **values, "notes": notes}

@@ -13,7 +13,7 @@ from pathlib import Path
 from faithfusion_studio import __version__
 from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import EXIT_CODES, Interruption, interruptible, say
-from faithfusion_studio.cli.inputs import CommandLineError
+from faithfusion_studio.cli.inputs import CommandLineError, with_capture
 from faithfusion_studio.cli.running import Result, chosen_device
 from faithfusion_studio.render.device import device_name
 from faithfusion_studio.scene import Scene
@@ -32,7 +32,7 @@ def view(args: a.View) -> Result:
             return Result({}, exit_code=2)
         path = scene_path
     port = free_port(args.host, args.port)
-    scene = load_scene(path).to(chosen_device(args.device))
+    scene = with_capture(load_scene(path), args.capture).to(chosen_device(args.device))
     from faithfusion_studio.session import Session
     from faithfusion_studio.studio.app import launch
 

@@ -14,6 +14,7 @@ _HOMES = {
     "load_scene": "formats",
     "save_scene": "formats",
     "sniff": "formats",
+    "attach_capture": "attaching",
     "CaptureError": "capture_files",
     "CheckpointError": "checkpoints",
     "NativeFileError": "native",
@@ -41,6 +42,8 @@ _HOMES = {
     "write_ply": "inria_ply",
     "read_compressed_ply": "compressed_ply",
     "write_cameras_json": "captures",
+    "write_colmap": "recording_writers",
+    "write_transforms_json": "recording_writers",
 }
 
 

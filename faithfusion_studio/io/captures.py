@@ -26,11 +26,15 @@ from faithfusion_studio.io.capture_files import (
     read_json,
 )
 from faithfusion_studio.io.colmap import find_model, read_colmap, read_colmap_points
+from faithfusion_studio.io.drivestudio_capture import (
+    is_drivestudio_folder,
+    read_drivestudio_capture,
+)
 from faithfusion_studio.io.point_files import read_points, read_sweep, write_points
 from faithfusion_studio.io.transforms_json import read_transforms_json
 from faithfusion_studio.scene import Capture, PointCloud
 
-CaptureLayout = Literal["cameras.json", "transforms.json", "colmap"]
+CaptureLayout = Literal["cameras.json", "transforms.json", "drivestudio", "colmap"]
 
 
 def capture_layout(folder: Path) -> CaptureLayout | None:
@@ -40,6 +44,8 @@ def capture_layout(folder: Path) -> CaptureLayout | None:
         return "cameras.json"
     if (folder / "transforms.json").is_file():
         return "transforms.json"
+    if is_drivestudio_folder(folder):
+        return "drivestudio"
     return "colmap" if find_model(folder) is not None else None
 
 
@@ -65,7 +71,8 @@ def read_capture(path: Path) -> Capture:
     """A recording from a folder, or from the camera file inside one.
 
     Args:
-        path: A folder with `cameras.json`, `transforms.json` or a COLMAP model, or such a file.
+        path: A folder with `cameras.json`, `transforms.json`, a COLMAP model or DriveStudio's layout, or
+            such a file.
 
     Raises:
         CaptureError: There is no recording, or it cannot be used.
@@ -79,14 +86,15 @@ def read_capture(path: Path) -> Capture:
         found = sorted(p.name for p in path.iterdir())[:6] if path.is_dir() else []
         raise CaptureError(
             f"{path}: no recording here (found {', '.join(found) or 'nothing'}); expected "
-            "cameras.json, transforms.json, or images/ with a COLMAP model in sparse/0."
+            "cameras.json, transforms.json, images/ with a COLMAP model in sparse/0, or a folder "
+            "processed by DriveStudio (images/, intrinsics/, ego_pose/)."
         )
     layout = capture_layout(root)
     if layout == "cameras.json":
         return read_cameras_json(root / "cameras.json")
     if layout == "transforms.json":
         return read_transforms_json(root / "transforms.json")
-    return read_colmap(root)
+    return read_drivestudio_capture(root) if layout == "drivestudio" else read_colmap(root)
 
 
 def read_cameras_json(path: Path) -> Capture:

@@ -69,6 +69,13 @@ def _tone(table: TensorReader, embedding: Float32[Tensor, "1 E"]) -> Float32[Ten
     return rows + torch.eye(3, 4)
 
 
+def affine_rows(state: Mapping[str, Tensor]) -> Float32[Tensor, "n 3 4"]:
+    """The correction of every image of a kept Affine table."""
+    table = TensorReader(Path("Affine"), dict(state), "models.Affine")
+    rows = table.take("embedding.weight", None, None)
+    return torch.stack([_tone(table, row[None]) for row in rows])
+
+
 def _read_sky(path: Path, state: Any) -> Sky | None:
     if not isinstance(state, Mapping) or not state:
         return None

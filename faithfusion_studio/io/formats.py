@@ -67,7 +67,7 @@ FORMATS: dict[str, str] = {
     "nerfstudio": "nerfstudio splatfacto checkpoint (.ckpt, or a run folder), read",
     "drivestudio": "DriveStudio, OmniRe or FaithFusion checkpoint (.pth), read and written",
     "checkpoint": "checkpoint of an unknown project (.pth, .pt, .ckpt of torch), refused",
-    "capture": "recording: folder with cameras.json, transforms.json or COLMAP sparse/0, read",
+    "capture": "recording: folder with cameras.json, transforms.json, COLMAP sparse/0 or DriveStudio's layout, read",
     "camera_path": "camera path: cameras.json or nerfview path (.json), read and written",
 }
 _SPLATS = "a scene (.ckpt), a splat file (.ply, .splat, .spz, .ksplat, .sog) or a checkpoint"

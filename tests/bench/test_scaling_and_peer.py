@@ -13,9 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fusion"))
 from worlds import tiny_capture, tiny_world, without_points  # noqa: E402
 
 from faithfusion_studio.bench import BenchConfig, BenchError, run_bench
-from faithfusion_studio.bench.colmap_writer import write_colmap
 from faithfusion_studio.bench.scaling import NOTHING_WORSE, Point, _figures, slope
-from faithfusion_studio.io import load_capture, save_scene
+from faithfusion_studio.io import load_capture, save_scene, write_colmap
 
 SCALE = BenchConfig(
     gaussians=400, size=(48, 32), repeats=1, counts=(400, 900), sizes=((48, 32), (64, 48))
@@ -72,7 +71,7 @@ def test_scale_without_places_is_refused():
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     folder = tmp_path_factory.mktemp("race") / "recording"
-    write_colmap(tiny_capture(frames=12), range(12), folder)
+    write_colmap(tiny_capture(frames=12), folder)
     return folder
 
 
@@ -89,7 +88,10 @@ def test_a_recording_written_for_the_peer_is_read_back_the_same(recording):
 
 def test_a_recording_without_points_is_refused(tmp_path):
     with pytest.raises(BenchError, match="no 3D points"):
-        write_colmap(without_points(tiny_capture(frames=3)), range(3), tmp_path / "r")
+        write_colmap(without_points(tiny_capture(frames=12)), tmp_path / "r")
+        run_bench(
+            "train", BenchConfig(300, (48, 32), 1, peer=sys.executable, capture=str(tmp_path / "r"))
+        )
 
 
 def _program(folder: Path, body: str) -> str:
