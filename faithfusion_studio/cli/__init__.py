@@ -35,6 +35,8 @@ HOMES = {
     "synthesize": "make",
     "train-refiner": "train",
     "train-eigent": "train",
+    "pairs": "adapters",
+    "train-adapter": "adapters",
     "convert": "make",
     "bench": "make",
 }

@@ -410,6 +410,43 @@ class TrainEigent(TrainNetwork):
     """tiny: 2 million parameters, 2000 steps, for a CPU. base: 33 million, 20000 steps, for a GPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairs(DeviceCommand):
+    """Build repair data: render, EIG, truth and reference where a scene was not trained; held-out poses, or another camera's."""
+
+    scene: Positional[Path]
+    """Reconstructed with frames held out, or from some cameras of a rig only."""
+    out: Positional[Path]
+    """The folder to write: PNGs, EIG as .npy, and pairs.json."""
+    against: Path | None = None
+    """A recording in the same world, such as that of the whole rig; the frames held out when not given."""
+    cameras: str | None = None
+    """Names of the cameras whose frames are the truth, separated by commas; all when not given."""
+    frames: str | None = None
+    """Half-open range A:B of the true frames; all when not given."""
+    size: str | None = None
+    """Picture size WxH, pixels; that the scene was trained at when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAdapter(DeviceCommand):
+    """Train your own EIG-Difix or EIGent branch on a folder that `pairs` wrote; written in the official layouts."""
+
+    pairs: Positional[Path]
+    out: Positional[Path]
+    """Difix: a file ending in .pkl. EIGent: a folder."""
+    engine: Literal["difix", "eigent-cogvideox"] = "difix"
+    """Which engine's weights to start from; see `ff-studio engines`."""
+    weights: Path | None = None
+    """Folder with the weights of engines that are not ours."""
+    steps: int = 1000
+    rate: float = 2e-5
+    """Learning rate."""
+    layers: int = 2
+    """Blocks of an EIGent branch."""
+    seed: int = 0
+
+
 COMMANDS: dict[str, type[Command]] = {
     "view": View,
     "reconstruct": Reconstruct,
@@ -423,6 +460,8 @@ COMMANDS: dict[str, type[Command]] = {
     "synthesize": Synthesize,
     "train-refiner": TrainRefiner,
     "train-eigent": TrainEigent,
+    "pairs": Pairs,
+    "train-adapter": TrainAdapter,
     "convert": Convert,
     "bench": Bench,
 }

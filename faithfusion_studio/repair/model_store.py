@@ -185,8 +185,12 @@ def accept_licence(entry: ModelEntry) -> None:
     change_settings(accepted_licences=accepted)
 
 
-def required_folder(entry: ModelEntry) -> Path:
+def required_folder(entry: ModelEntry, *, without: tuple[str, ...] = ()) -> Path:
     """The folder of an engine's weights, after making sure that they are there and may be used.
+
+    Args:
+        entry: The engine.
+        without: Parts that may be missing, such as one that is to be trained.
 
     Raises:
         MissingWeightsError: Something is not there: what, how big, its licence, where to put it.
@@ -194,7 +198,7 @@ def required_folder(entry: ModelEntry) -> Path:
         RepairError: A file is not the one `SHA256SUMS` names.
     """
     folder = model_folder(entry)
-    missing = missing_parts(entry)
+    missing = [part for part in missing_parts(entry) if part.path not in without]
     if missing:
         part, licence = missing[0], entry.licence
         raise MissingWeightsError(
