@@ -14,10 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from faithfusion_studio.bench.colmap_writer import write_colmap
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.io import ExportOptions, save_scene, write_camera_path, write_cameras_json
+from faithfusion_studio.io import (
+    ExportOptions,
+    save_scene,
+    write_camera_path,
+    write_cameras_json,
+    write_colmap,
+)
 from faithfusion_studio.scene import Capture, PointCloud, PosedImage, RigidNode, Scene
 from faithfusion_studio.sky import ConstantSky
 
@@ -232,7 +237,7 @@ def _colmap(name: str) -> Callable[[Path, int], Path]:
 
     def make(folder: Path, _count: int) -> Path:
         recording = capture()
-        write_colmap(recording, range(3), folder)
+        write_colmap(recording, folder)
         model = folder / "sparse/0"
         if name.endswith(".txt"):
             for file in model.iterdir():
