@@ -94,6 +94,7 @@ class Learner:
         *,
         absgrad: bool = True,
         held: Bool[Tensor, "N"] | None = None,
+        frozen: Bool[Tensor, "N"] | None = None,
         depth_factor: float = 1.0,
     ) -> tuple[float, RasterizationMeta]:
         """One step; a loss that is not finite moves nothing, nor a row whose gradient is not.
@@ -103,6 +104,7 @@ class Learner:
             sh_degree: Highest SH band to use.
             absgrad: Whether `meta.absgrad` is wanted, for densification.
             held: Rows whose position and orientation the view does not pull at.
+            frozen: Rows that stay as they are, bit for bit.
             depth_factor: On the weight of known depths.
 
         Returns:
@@ -129,6 +131,9 @@ class Learner:
             for kind in ("means", "quats"):
                 gradients[kind] = gradients[kind].masked_fill(held[:, None], 0)
         shown = reached_rows(meta, gradients["opacities"], self.parameters.visible)
+        if frozen is not None:
+            self.parameters.visible[frozen] = 0
+            shown = int(self.parameters.visible.sum())
         voxel = 0.01 * self.extent
         value += self.parameters.step(gradients, self.weights, voxel, num_visible=shown)
         if self._sky is not None:

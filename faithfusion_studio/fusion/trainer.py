@@ -20,6 +20,7 @@ from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, ini
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import FusionError, TrainingView
 from faithfusion_studio.fusion.parameters import KINDS
+from faithfusion_studio.fusion.reach import shown_best_elsewhere
 from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
 from faithfusion_studio.fusion.replay import RepairedView, repaired_views
 from faithfusion_studio.fusion.schedule import Curve, FusionConfig, Progress, Weighting
@@ -117,7 +118,14 @@ class Trainer:
             views = repaired_views(accepted, scene, self.config, weighting)
         self.views = tuple(views)
         self._repaired = [*earlier, *self.views]
-        self._recorded = self._replayed_views(scene)
+        self._near = self._frames_around(scene)
+        held_out = set(scene.metadata.get("reconstruction", {}).get("holdout", []))
+        usable = sorted(self._near - held_out)
+        self._recorded = [_recorded_view(scene, index) for index in usable]
+        everywhere = [] if scene.capture is None else range(len(scene.capture))
+        rest = [index for index in everywhere if index not in self._near | held_out]
+        far = [_recorded_view(scene, rest[at]) for at in _spread(len(rest), MEASURED)]
+        self._measured = [self._recorded[at] for at in _spread(len(usable), MEASURED)] + far
         self._start = scene.background
         extent = _extent(scene)
         self._rates, self._learner = self._prepare(scene, extent)
@@ -137,6 +145,9 @@ class Trainer:
         self._first = 1
         if checkpoint is not None:
             self._go_on(checkpoint)
+        cameras = () if scene.capture is None else scene.capture.trajectory.cameras
+        self._elsewhere = shown_best_elsewhere(self._start.means, cameras, self._near)
+        self._frozen = self._frozen_rows()
 
     def _prepare(self, scene: Scene, extent: float) -> tuple[dict[str, float], Learner]:
         """Step sizes after the warm-up, and the learner."""
@@ -177,26 +188,22 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------- views
 
-    def _replayed_views(self, scene: Scene) -> list[TrainingView]:
-        """The recorded frames around every repaired one."""
+    def _frames_around(self, scene: Scene) -> set[int]:
+        """Indices of the recorded frames around every repaired one."""
         if scene.capture is None:
-            return []
-        held_out = set(scene.metadata.get("reconstruction", {}).get("holdout", []))
+            return set()
         near = {
             index
             for view in self._repaired
             for index in range(view.frame - MARGIN, view.frame + MARGIN + 1)
         }
-        scale = working_scale(scene)
-        views = []
-        for index in sorted(near & set(range(len(scene.capture))) - held_out):
-            recorded = scene.capture.frames[index]
-            camera = recorded.camera.scaled(scale)
-            image = recorded.image((camera.width, camera.height))
-            mask = recorded.mask((camera.width, camera.height))
-            weight = None if mask is None else (~mask).to(torch.float32)
-            views.append(TrainingView(camera, image, weight, exposure_index=index))
-        return views
+        return near & set(range(len(scene.capture)))
+
+    def _frozen_rows(self) -> Bool[Tensor, "N"]:
+        """Rows that other frames show best, among those there are now; added ones are free."""
+        if self._grown is None:
+            return self._elsewhere
+        return self._elsewhere[self._grown.source] & ~self._grown.is_new
 
     def _seen_surfaces(self, scene: Scene) -> list[SeenSurface]:
         from faithfusion_studio.render.views import render_view
@@ -235,7 +242,12 @@ class Trainer:
             held = self._held(replayed)
             depth = 1.0 if replayed else config.novel_depth_weight
             loss, meta = self._learner.step(
-                view, degree, absgrad=observed, held=held, depth_factor=depth
+                view,
+                degree,
+                absgrad=observed,
+                held=held,
+                frozen=self._frozen,
+                depth_factor=depth,
             )
             if observed:
                 self._densify.observe(meta, self._statistics)
@@ -284,6 +296,7 @@ class Trainer:
         if change is not None:
             self.change = compose_changes(self.change, change)
             self._grown = compose_changes(self._grown, change)
+            self._frozen = self._frozen_rows()
             self._statistics = self._no_statistics()
 
     def _generator(self, step: int) -> torch.Generator:
@@ -296,15 +309,15 @@ class Trainer:
     # ------------------------------------------------------------------------------------ meters
 
     def psnr_recorded(self) -> float:
-        """Mean PSNR over a few replayed frames as they are now, dB; NaN without a recording."""
+        """Mean PSNR over a few recorded frames as they are now, dB: some of the replayed and some of all
+        others; NaN without a recording."""
         from faithfusion_studio.metrics import psnr
         from faithfusion_studio.render.views import apply_exposure, render_view
 
-        if not self._recorded:
+        if not self._measured:
             return math.nan
         scene, values = self._learner.snapshot(), []
-        for index in _spread(len(self._recorded), MEASURED):
-            view = self._recorded[index]
+        for view in self._measured:
             rgb = render_view(scene, view.camera).rgb
             if scene.exposures is not None:
                 rgb = apply_exposure(rgb, scene.exposures[view.exposure_index]).clamp(0, 1)
@@ -377,6 +390,17 @@ def _extent(scene: Scene) -> float:
         return float((means - means.mean(0)).norm(dim=-1).quantile(0.9)) if len(means) else 1.0
     centres = scene.trajectory.camtoworlds[:, :3, 3]
     return max(1.1 * float((centres - centres.mean(0)).norm(dim=-1).max()), 5.0)
+
+
+def _recorded_view(scene: Scene, index: int) -> TrainingView:
+    """A recorded frame to learn from, or to measure by."""
+    assert scene.capture is not None
+    recorded = scene.capture.frames[index]
+    camera = recorded.camera.scaled(working_scale(scene))
+    image = recorded.image((camera.width, camera.height))
+    mask = recorded.mask((camera.width, camera.height))
+    weight = None if mask is None else (~mask).to(torch.float32)
+    return TrainingView(camera, image, weight, exposure_index=index)
 
 
 def _spread(count: int, wanted: int) -> list[int]:
