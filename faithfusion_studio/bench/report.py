@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from faithfusion_studio.bench.figures import FIGURES, Judgement, Value, judge
 from faithfusion_studio.bench.measuring import PROTOCOL, Timing, machine, versions
@@ -100,6 +101,8 @@ class Report:
     notes: tuple[str, ...] = ()
     protocol: str = PROTOCOL
     """How it was measured."""
+    has_csv: ClassVar[bool] = False
+    """Whether the table is written as CSV too."""
 
     def __post_init__(self) -> None:
         assert set(self.figures) == set(FIGURES[self.topic]), "the keys of a topic are fixed"
@@ -175,11 +178,17 @@ class Report:
         return "\n".join([*lines, f"Protocol: {self.protocol}"])
 
     def write(self, folder: Path) -> list[Path]:
-        """Write bench_TOPIC.json, .md and .png; returns the three paths."""
-        files = [folder / f"bench_{self.topic}{suffix}" for suffix in (".json", ".md", ".png")]
+        """Write bench_TOPIC.json, .md, .png and, where the table is the result, .csv; returns the paths."""
+        suffixes = (".json", ".md", ".png", *((".csv",) if self.has_csv else ()))
+        files = [folder / f"bench_{self.topic}{suffix}" for suffix in suffixes]
         files[0].write_text(json.dumps(self.to_json(), indent=1) + "\n")
         files[1].write_text(self.to_markdown() + "\n")
         self.draw(files[2])
+        if self.has_csv:
+            with files[3].open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(self.table[0]))
+                writer.writeheader()
+                writer.writerows(self.table)
         return files
 
     def draw(self, path: Path) -> None:

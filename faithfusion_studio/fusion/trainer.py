@@ -199,8 +199,10 @@ class Trainer:
         }
         return near & set(range(len(scene.capture)))
 
-    def _frozen_rows(self) -> Bool[Tensor, "N"]:
-        """Rows that other frames show best, among those there are now; added ones are free."""
+    def _frozen_rows(self) -> Bool[Tensor, "N"] | None:
+        """Rows that other frames show best, among those there are now; added ones are free. None: no row."""
+        if not bool(self._elsewhere.any()):
+            return None
         if self._grown is None:
             return self._elsewhere
         return self._elsewhere[self._grown.source] & ~self._grown.is_new

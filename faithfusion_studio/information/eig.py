@@ -99,9 +99,9 @@ def eig_map(
             gain = released_gain(scene, camera, view, fisher)
             calibrated = torch.where(covered, gain.clamp(max=1), torch.ones_like(gain))
             return EigMap(gain, calibrated, covered, form)
-        G = _gain(scene, camera, view, fisher, prior, form == "diagonal")
         if form == "joint":
-            return _joint(scene, camera, view, fisher, prior, G)
+            return _joint(scene, camera, view, fisher, prior)
+        G = _gain(scene, camera, view, fisher, prior, form == "diagonal")
         if G.device.type == "cpu":
             eig, calibrated, mean, void = nats_image(
                 G,
@@ -121,22 +121,24 @@ def eig_map(
 
 
 def _joint(
-    scene: Scene,
-    camera: Camera,
-    view: RasterizedView,
-    fisher: StoredFisher,
-    prior: FisherPrior,
-    G: Tensor,
+    scene: Scene, camera: Camera, view: RasterizedView, fisher: StoredFisher, prior: FisherPrior
 ) -> EigMap:
-    from faithfusion_studio.information.joint import depth_nats, depth_variance, registration_gain
-
-    void = void_variance(scene, camera, view, fisher, prior)
-    G = G + registration_gain(view.rgb.clamp(0, 1), fisher.noise_std)
-    unseen = (1 - view.alpha).square() * void / fisher.noise_std**2
-    eig, mean = _nats(G, unseen, "block")
-    eig = eig + depth_nats(depth_variance(view, camera, fisher, prior))
+    eig, mean, void = _joint_nats(scene, camera, view, fisher, prior)
     calibrated = _joint_calibration(scene, fisher, prior).apply(eig)
     return EigMap(eig, calibrated, _covered(scene, view, void, prior), "joint", mean)
+
+
+def _joint_nats(
+    scene: Scene, camera: Camera, view: RasterizedView, fisher: StoredFisher, prior: FisherPrior
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats, mean gain of a channel, and the variance of what lies behind."""
+    from faithfusion_studio.information.joint import depth_nats, depth_variance, registration_gain
+
+    G = _gain(scene, camera, view, fisher, prior, trace=False)
+    G = G + registration_gain(view.rgb.clamp(0, 1), fisher.noise_std)
+    void = void_variance(scene, camera, view, fisher, prior)
+    eig, mean = _nats(G, (1 - view.alpha).square() * void / fisher.noise_std**2, "block")
+    return eig + depth_nats(depth_variance(view, camera, fisher, prior)), mean, void
 
 
 def _joint_calibration(scene: Scene, fisher: StoredFisher, prior: FisherPrior) -> Calibration:
@@ -145,20 +147,17 @@ def _joint_calibration(scene: Scene, fisher: StoredFisher, prior: FisherPrior) -
 
     if scene.capture is None or not scene.capture.trajectory.cameras:
         return scene_calibration(fisher, prior)
-    if fisher not in KNOTS:
+    knots = KNOTS.get(fisher)
+    if knots is None:
         cameras = scene.capture.trajectory.cameras
-        step = max(1, len(cameras) // JOINT_VIEWS)
-        KNOTS[fisher] = scene_calibration(fisher, prior).knots  # while the maps are made
-        try:
-            maps = [
-                eig_map(scene, camera, fisher=fisher, prior=prior, form="joint").eig.cpu()
-                for camera in (c.scaled(min(1.0, JOINT_WIDTH / c.width)) for c in cameras[::step])
-            ]
-            KNOTS[fisher] = fit_calibration(maps, void_nats(prior.void, fisher.noise_std)).knots
-        except BaseException:
-            del KNOTS[fisher]
-            raise
-    return Calibration(KNOTS[fisher])
+        chosen = cameras[:: max(1, len(cameras) // JOINT_VIEWS)]
+        maps = []
+        for camera in (c.scaled(min(1.0, JOINT_WIDTH / c.width)) for c in chosen):
+            view = rasterize_view(scene, camera)
+            maps.append(_joint_nats(scene, camera, view, fisher, prior)[0].cpu())
+        knots = fit_calibration(maps, void_nats(prior.void, fisher.noise_std)).knots
+        KNOTS[fisher] = knots
+    return Calibration(knots)
 
 
 def _covered(scene: Scene, view: RasterizedView, void: Tensor, prior: FisherPrior) -> Tensor:

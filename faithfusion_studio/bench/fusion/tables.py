@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ NAMES = ("engine", "repair", "distillation", "plan")
 @dataclass(frozen=True)
 class FusionReport(Report):
     """As `Report`, but "rows" is the table of chains: one object per group, offset, engine, repair and distillation."""
+
+    has_csv = True
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -40,16 +41,6 @@ class FusionReport(Report):
             ]
         lines += ["", *(f"- {note}" for note in self.notes), f"Protocol: {self.protocol}"]
         return "\n".join(lines)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write bench_fusion.json, .md, .png and .csv; returns the paths."""
-        files = super().write(folder)
-        path = folder / "bench_fusion.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.table[0]))
-            writer.writeheader()
-            writer.writerows(self.table)
-        return [*files, path]
 
     def draw(self, path: Path) -> None:
         """Write what every chain did to the bad and to the good half, as points with intervals."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ SHOWN = (
 @dataclass(frozen=True)
 class UncertaintyReport(Report):
     """As `Report`, but "rows" is the table of methods: one object per block and method."""
+
+    has_csv = True
 
     scores: tuple[SceneScores, ...] = ()
     """What the rows were made of."""
@@ -47,16 +48,6 @@ class UncertaintyReport(Report):
             ]
         lines += ["", *(f"- {note}" for note in self.notes), f"Protocol: {self.protocol}"]
         return "\n".join(lines)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write bench_uncertainty.json, .md, .png and .csv; returns the paths."""
-        files = super().write(folder)
-        path = folder / "bench_uncertainty.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.table[0]))
-            writer.writeheader()
-            writer.writerows(self.table)
-        return [*files, path]
 
     def draw(self, path: Path) -> None:
         """Write sparsification, PSNR against kept EIG, and reliability, per block."""
