@@ -19,6 +19,7 @@ from torch import Tensor
 from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import FusionError, TrainingView
+from faithfusion_studio.fusion.meters import Meters, recorded_view, spread
 from faithfusion_studio.fusion.parameters import KINDS
 from faithfusion_studio.fusion.reach import shown_best_elsewhere
 from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
@@ -30,12 +31,8 @@ from faithfusion_studio.scene import Scene
 
 MARGIN = 12
 """Recorded frames this far beyond the repaired frames are replayed too."""
-MEASURED = 5
-"""Recorded frames on which the live PSNR is measured."""
-WATCHED = 3
-"""Repaired frames on which it is measured how much of the trusted area moved."""
-VISIBLE = 8 / 255
-"""A trusted pixel has moved when a channel differs by more than this."""
+SURFACES = 10
+"""Recorded frames that tell where surfaces were seen, so that no Gaussian is added before them."""
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """Adam's state per parameter kind."""
@@ -120,16 +117,12 @@ class Trainer:
         self._repaired = [*earlier, *self.views]
         self._near = self._frames_around(scene)
         held_out = set(scene.metadata.get("reconstruction", {}).get("holdout", []))
-        usable = sorted(self._near - held_out)
-        self._recorded = [_recorded_view(scene, index) for index in usable]
-        everywhere = [] if scene.capture is None else range(len(scene.capture))
-        rest = [index for index in everywhere if index not in self._near | held_out]
-        far = [_recorded_view(scene, rest[at]) for at in _spread(len(rest), MEASURED)]
-        self._measured = [self._recorded[at] for at in _spread(len(usable), MEASURED)] + far
+        scale = working_scale(scene)
+        self._recorded = [recorded_view(scene, i, scale) for i in sorted(self._near - held_out)]
+        self._meters = Meters(scene, self._near, self.views)
         self._start = scene.background
         extent = _extent(scene)
         self._rates, self._learner = self._prepare(scene, extent)
-        self._watched = self._watched_views(scene)
         self.change: TopologyChange | None = None
         """How the rows of `scene()` relate to those of the scene given; None while they are the same."""
         self._grown: TopologyChange | None = None
@@ -211,18 +204,11 @@ class Trainer:
         from faithfusion_studio.render.views import render_view
 
         surfaces = []
-        for index in _spread(len(self._recorded), 2 * MEASURED):
+        for index in spread(len(self._recorded), SURFACES):
             camera = self._recorded[index].camera
             view = render_view(scene, camera)
             surfaces.append(SeenSurface(camera, view.depth.cpu(), view.alpha.cpu()))
         return surfaces
-
-    def _watched_views(self, scene: Scene) -> list[tuple[RepairedView, Tensor]]:
-        """A few repaired views as they were rendered at the start."""
-        from faithfusion_studio.render.views import render_view
-
-        chosen = [self.views[index] for index in _spread(len(self.views), WATCHED)]
-        return [(view, render_view(scene, view.camera).rgb.cpu()) for view in chosen]
 
     # ------------------------------------------------------------------------------------ loop
 
@@ -257,8 +243,10 @@ class Trainer:
                     self._change_rows(step)
             self._first = step + 1
             measure = step in (1, self.steps) or step % config.psnr_every == 0
-            psnr = self.psnr_recorded() if measure else math.nan
-            moved = self.trusted_moved() if measure else math.nan
+            psnr, moved = math.nan, math.nan
+            if measure:
+                now = self._learner.snapshot()
+                psnr, moved = self._meters.psnr_recorded(now), self._meters.trusted_moved(now)
             spent += time.monotonic() - started
             provenance = self._learner.parameters.provenance
             yield Progress(
@@ -307,36 +295,6 @@ class Trainer:
 
     def _no_statistics(self) -> DensifyState:
         return initial_state(len(self._learner.parameters), self._learner.device)
-
-    # ------------------------------------------------------------------------------------ meters
-
-    def psnr_recorded(self) -> float:
-        """Mean PSNR over a few recorded frames as they are now, dB: some of the replayed and some of all
-        others; NaN without a recording."""
-        from faithfusion_studio.metrics import psnr
-        from faithfusion_studio.render.views import apply_exposure, render_view
-
-        if not self._measured:
-            return math.nan
-        scene, values = self._learner.snapshot(), []
-        for view in self._measured:
-            rgb = render_view(scene, view.camera).rgb
-            if scene.exposures is not None:
-                rgb = apply_exposure(rgb, scene.exposures[view.exposure_index]).clamp(0, 1)
-            values.append(psnr(rgb.cpu(), view.image))
-        return float(np.mean(values))
-
-    def trusted_moved(self) -> float:
-        """Share of the pixels that needed no repair (HPR) and differ visibly from the start; NaN without any."""
-        from faithfusion_studio.render.views import render_view
-
-        scene, moved, total = self._learner.snapshot(), 0, 0
-        for view, before in self._watched:
-            now = render_view(scene, view.camera).rgb.cpu()
-            trusted = ~view.ucr
-            moved += int((((now - before).abs().amax(-1) > VISIBLE) & trusted).sum())
-            total += int(trusted.sum())
-        return moved / total if total else math.nan
 
     # ------------------------------------------------------------------------------------ results
 
@@ -392,20 +350,3 @@ def _extent(scene: Scene) -> float:
         return float((means - means.mean(0)).norm(dim=-1).quantile(0.9)) if len(means) else 1.0
     centres = scene.trajectory.camtoworlds[:, :3, 3]
     return max(1.1 * float((centres - centres.mean(0)).norm(dim=-1).max()), 5.0)
-
-
-def _recorded_view(scene: Scene, index: int) -> TrainingView:
-    """A recorded frame to learn from, or to measure by."""
-    assert scene.capture is not None
-    recorded = scene.capture.frames[index]
-    camera = recorded.camera.scaled(working_scale(scene))
-    image = recorded.image((camera.width, camera.height))
-    mask = recorded.mask((camera.width, camera.height))
-    weight = None if mask is None else (~mask).to(torch.float32)
-    return TrainingView(camera, image, weight, exposure_index=index)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices below `count`, evenly spread."""
-    chosen = np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
-    return sorted(set(chosen.tolist()))

@@ -204,7 +204,7 @@ def test_a_stage_with_nothing_to_learn_ends_the_plan_with_a_sentence(scene):
 def test_the_meter_sees_trusted_pixels_that_move(scene):
     frames = _frames(scene, tiny_world(), count=2)
     trainer = Trainer(scene, frames, replace(FAST, spawn=0), steps=1)
-    assert trainer.trusted_moved() == 0.0
+    assert trainer._meters.trusted_moved(trainer.scene()) == 0.0
     parameters = trainer._learner.parameters
     parameters["sh0"][:] = parameters["sh0"] + 1.0
-    assert trainer.trusted_moved() > 0.5
+    assert trainer._meters.trusted_moved(trainer.scene()) > 0.5

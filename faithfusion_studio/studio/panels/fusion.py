@@ -134,7 +134,7 @@ def _harm(state: SessionState) -> str:
     steps, after = state.psnr_curve[-1]
     change_db = after - state.psnr_before
     return (
-        f"Recorded views, last fusion: {state.psnr_before:.2f} dB before, "
+        f"Recorded views (up to ten, from all of the drive), last fusion: {state.psnr_before:.2f} dB before, "
         f"{after:.2f} dB after {steps} steps ({change_db:+.2f}). {_moved(state)}"
     ).strip()
 
