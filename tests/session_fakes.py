@@ -126,6 +126,7 @@ class World:
         self.evidence_added = 0
         self.limits = []
         self.exported = []
+        self.accepted = []
         self.export_closed = 0
         self.save_error = None
 
@@ -187,9 +188,19 @@ class World:
         self.limits.append(count)
         yield
 
+    def list_engines(self, scene):
+        free = RepairEngine("fake", "Fake", "Does nothing.", "MIT", 0.1)
+        if "strict" in self.accepted:
+            return free, RepairEngine("strict", "Strict", "Does nothing.", "Strict", 0.1)
+        problem, terms = "Strict: its licence was not accepted.", "Strict <1>: for tests only."
+        return free, RepairEngine(
+            "strict", "Strict", "Does nothing.", "Strict", 0.1, problem, terms
+        )
+
     def engines(self):
         return Engines(
-            list_engines=lambda scene: (RepairEngine("fake", "Fake", "Does nothing.", "MIT", 0.1),),
+            list_engines=self.list_engines,
+            accept_licence=self.accepted.append,
             repair=self.repair,
             start_trainer=self.start_trainer,
             recorded_evidence=self.recorded_evidence,

@@ -122,6 +122,8 @@ def _run(arguments: list[str]) -> int:
     name = next(name for name, kind in COMMANDS.items() if kind is type(command))
     if getattr(command, "weights", None) is not None:
         import_module(f"{__name__}.engines").use_weights(command.weights)
+    if getattr(command, "patience", None) is not None:
+        import_module(f"{__name__}.engines").allow_minutes(command.patience)
     home = import_module(f"{__name__}.{HOMES[name]}")
     result = getattr(home, name.replace("-", "_"))(command)
     if not command.json:

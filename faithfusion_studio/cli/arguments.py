@@ -50,6 +50,8 @@ class RepairingCommand(DeviceCommand):
 
     weights: Path | None = None
     """Folder with the weights of engines that are not ours; see `ff-studio engines`."""
+    patience: float | None = None
+    """Minutes a repair may take; one that would take longer (30 when not given) is refused before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)

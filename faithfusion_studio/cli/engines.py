@@ -9,9 +9,9 @@ from faithfusion_studio.cli import arguments as a
 from faithfusion_studio.cli.console import say
 from faithfusion_studio.cli.inputs import CommandLineError
 from faithfusion_studio.cli.running import Result
-from faithfusion_studio.repair import REPAIRERS
+from faithfusion_studio.repair import REPAIRERS, RepairError
 from faithfusion_studio.repair import model_store as store
-from faithfusion_studio.repair.limits import HOPELESS_SECONDS, in_words
+from faithfusion_studio.repair.limits import PATIENCE, in_words, patience_seconds
 from faithfusion_studio.repair.listing import EngineFacts, engine_facts
 
 FRAMES, WIDTH, HEIGHT = 40, 640, 360
@@ -44,15 +44,10 @@ def engines(args: a.Engines) -> Result:
 
 
 def _accept(name: str) -> None:
-    entry = store.CATALOG.get(name)
-    if entry is None or entry.licence.free:
-        asking = [key for key, e in store.CATALOG.items() if not e.licence.free]
-        raise CommandLineError(
-            f"--accept: the engine {name!r} asks for no acceptance; those that do: "
-            f"{', '.join(asking)}."
-        )
-    store.accept_licence(entry)
-    licence = entry.licence
+    try:
+        licence = store.accept_by_name(name).licence
+    except RepairError as error:
+        raise CommandLineError(f"--accept: {error}") from error
     say(f"accepted for {name}: {licence.name} ({licence.url}). {licence.terms}")
 
 
@@ -70,7 +65,7 @@ def _row(facts: EngineFacts, hashing: bool) -> dict[str, Any]:
         "device": device,
         "gpu_memory_gib": info.minimum_vram_gib,
         "seconds_40_frames": seconds,
-        "hopeless_here": seconds is not None and seconds > HOPELESS_SECONDS,
+        "hopeless_here": seconds is not None and seconds > patience_seconds(),
         "files": [],
     }
     if facts.entry is not None:
@@ -136,6 +131,19 @@ def _lines(row: dict[str, Any]) -> list[str]:
     if row["files"] and not row["ready"]:
         lines.append(f"  {row['problem']}")
     return [line for line in lines if line]
+
+
+def allow_minutes(minutes: float) -> None:
+    """Let repairs take as long from now on.
+
+    Raises:
+        CommandLineError: It is not above 0.
+    """
+    import os
+
+    if not minutes > 0:
+        raise CommandLineError(f"--patience: found {minutes:g}; expected minutes, more than 0.")
+    os.environ[PATIENCE] = str(minutes)
 
 
 def use_weights(folder: Path | None) -> None:

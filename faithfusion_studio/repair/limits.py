@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.repair.base import REPAIRERS, RepairBatch, Repairer, RepairError
 from faithfusion_studio.repair.devices import free_vram_gib
 from faithfusion_studio.repair.model_store import CATALOG
 
-HOPELESS_SECONDS = 1800.0
-"""A repair that would take longer is refused, unless its budget allows it."""
+PATIENCE_MINUTES = 30.0
+"""A repair that would take longer is refused, unless its budget or the variable `PATIENCE` allows it."""
+PATIENCE = "FF_STUDIO_PATIENCE"
+"""Environment variable with another number of minutes; `--patience` of the commands sets it."""
+
+
+def patience_seconds() -> float:
+    """How long a repair may take before it is refused, s.
+
+    Raises:
+        RepairError: The variable `PATIENCE` is not a number above 0.
+    """
+    text = os.environ.get(PATIENCE) or str(PATIENCE_MINUTES)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        raise RepairError(f"{PATIENCE}: found {text!r}; expected minutes, more than 0.")
+    return 60 * minutes
 
 
 def check_limits(repairer: Repairer, batch: RepairBatch) -> None:
@@ -53,11 +74,12 @@ def refuse_hopeless(
             "free; close other programs on the GPU, or choose another engine."
         )
     needed = repairer.estimate_seconds(frames, height, width, device)
-    if needed > HOPELESS_SECONDS:
+    if needed > patience_seconds():
         where = "this GPU" if device.startswith("cuda") else "this CPU"
         raise RepairError(
             f"{repairer.info.title} on {where}: about {in_words(needed)} for {frames} frames; "
-            f"choose fewer frames, or {_alternative(repairer, frames, height, width, device)}."
+            f"choose fewer frames, or {_alternative(repairer, frames, height, width, device)}; who "
+            f"wants to wait allows it with --patience MINUTES."
         )
 
 
@@ -71,7 +93,7 @@ def _alternative(repairer: Repairer, frames: int, height: int, width: int, devic
         except StudioError:
             continue
         seconds = other.estimate_seconds(frames, height, width, device)
-        if seconds < HOPELESS_SECONDS:
+        if seconds < PATIENCE_MINUTES * 60:
             return f"use the engine {name}, about {in_words(seconds)}"
     return "another engine"
 

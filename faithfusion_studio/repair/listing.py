@@ -9,7 +9,12 @@ from importlib.util import find_spec
 
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.repair.base import REPAIRERS, RepairerInfo, RepairError, create_repairer
-from faithfusion_studio.repair.model_store import CATALOG, ModelEntry, required_folder
+from faithfusion_studio.repair.model_store import (
+    CATALOG,
+    LicenceError,
+    ModelEntry,
+    required_folder,
+)
 
 LARGE = {
     "difix": ("difix", "DifixRepairer"),
@@ -31,6 +36,8 @@ class EngineFacts:
     """Why it cannot run, one sentence; None when it can."""
     entry: ModelEntry | None = None
     """Its weights, where they are not ours."""
+    must_accept: bool = False
+    """Whether all is there and only the licence of the weights was not accepted yet."""
 
 
 def engine_facts(name: str) -> EngineFacts:
@@ -43,7 +50,15 @@ def engine_facts(name: str) -> EngineFacts:
         module, kind = LARGE[name]
         engine = getattr(import_module(f"faithfusion_studio.repair.{module}"), kind)
         entry = CATALOG[name]
-        return EngineFacts(name, engine.info, engine.full_size_seconds, _problem(entry), entry)
+        problem = _problem(entry)
+        return EngineFacts(
+            name,
+            engine.info,
+            engine.full_size_seconds,
+            None if problem is None else str(problem),
+            entry,
+            isinstance(problem, LicenceError),
+        )
     try:
         loaded = create_repairer(name)
     except StudioError as error:
@@ -54,15 +69,15 @@ def engine_facts(name: str) -> EngineFacts:
     return EngineFacts(name, loaded.info, loaded.estimate_seconds, None)
 
 
-def _problem(entry: ModelEntry) -> str | None:
+def _problem(entry: ModelEntry) -> StudioError | None:
     """Why the weights of an entry cannot be used; None where they can."""
     try:
-        required_folder(entry)
         if find_spec("diffusers") is None:
             raise RepairError(
                 "this engine needs diffusers; install the extra: pip install "
                 "'faithfusion-studio[diffusion]'."
             )
+        required_folder(entry)
     except StudioError as error:
-        return str(error)
+        return error
     return None

@@ -185,6 +185,22 @@ def accept_licence(entry: ModelEntry) -> None:
     change_settings(accepted_licences=accepted)
 
 
+def accept_by_name(engine: str) -> ModelEntry:
+    """`accept_licence` for the engine of this name; returns its entry.
+
+    Raises:
+        RepairError: The engine asks for no acceptance.
+    """
+    entry = CATALOG.get(engine)
+    if entry is None or entry.licence.free:
+        asking = [key for key, e in CATALOG.items() if not e.licence.free]
+        raise RepairError(
+            f"the engine {engine!r} asks for no acceptance; those that do: {', '.join(asking)}."
+        )
+    accept_licence(entry)
+    return entry
+
+
 def required_folder(entry: ModelEntry, *, without: tuple[str, ...] = ()) -> Path:
     """The folder of an engine's weights, after making sure that they are there and may be used.
 

@@ -28,11 +28,15 @@ class RepairEngine:
     """Estimate for this machine and the recorded size; None where it is not known."""
     problem: str | None = None
     """Why it cannot be used here, one sentence; None when it can."""
+    terms: str = ""
+    """Of the licence that has to be accepted before it can be used; empty where none has."""
 
     @property
     def label(self) -> str:
         """Its title, and whether it can be used."""
-        return self.title if self.problem is None else f"{self.title} (missing)"
+        if self.problem is None:
+            return self.title
+        return f"{self.title} ({'licence' if self.terms else 'missing'})"
 
 
 def list_engines(scene: Scene) -> tuple[RepairEngine, ...]:
@@ -51,10 +55,27 @@ def list_engines(scene: Scene) -> tuple[RepairEngine, ...]:
         if size is not None and facts.seconds is not None:
             own = facts.seconds(1, *size, engine_device(info))
             seconds = own + _viewing_seconds(scene, *size)
+        terms = ""
+        if facts.must_accept and facts.entry is not None:
+            licence = facts.entry.licence
+            terms = f"{licence.name} ({licence.url}): {licence.terms}"
         engines.append(
-            RepairEngine(name, info.title, info.summary, info.licence, seconds, facts.problem)
+            RepairEngine(
+                name, info.title, info.summary, info.licence, seconds, facts.problem, terms
+            )
         )
     return tuple(engines)
+
+
+def accept_licence(name: str) -> None:
+    """Remember that the licence of an engine's weights was accepted at this machine.
+
+    Raises:
+        RepairError: The engine asks for none.
+    """
+    from faithfusion_studio.repair.model_store import accept_by_name
+
+    accept_by_name(name)
 
 
 def _viewing_seconds(scene: Scene, height: int, width: int) -> float:
@@ -125,6 +146,7 @@ class Engines(FusionParts):
     """The functions the jobs call; those of fusion are its own."""
 
     list_engines: Callable[[Scene], tuple[RepairEngine, ...]] = list_engines
+    accept_licence: Callable[[str], None] = accept_licence
     recorded_evidence: Callable[[Scene], Generator[tuple[int, int], None, StoredFisher]] = (
         recorded_evidence
     )

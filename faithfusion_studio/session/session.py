@@ -126,6 +126,14 @@ class Session:
         """The engines to choose from, with their cost on this scene."""
         return self._engines.list_engines(self.store.latest().scene)
 
+    def accept_licence(self, engine: str) -> None:
+        """Remember that the licence of an engine's weights was accepted at this machine.
+
+        Raises:
+            RepairError: The engine asks for none.
+        """
+        self._engines.accept_licence(engine)
+
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs or waits (an export aside); False when time (s) ran out."""
         with self._wake:

@@ -8,6 +8,7 @@ import pytest
 from faithfusion_studio import cli
 from faithfusion_studio.io.user_settings import read_settings
 from faithfusion_studio.repair.base import REPAIRERS
+from faithfusion_studio.repair.listing import engine_facts
 from faithfusion_studio.repair.model_store import CATALOG
 
 
@@ -49,11 +50,13 @@ def test_every_engine_has_a_row_that_says_what_is_missing(capsys):
 
 @pytest.mark.parametrize("name", [name for name, e in CATALOG.items() if not e.licence.free])
 def test_a_licence_is_accepted_once(tmp_path, capsys, name):
+    assert not engine_facts(name).must_accept  # nothing is there yet
     put(tmp_path, name)
     assert f"--accept {name}" in table(capsys)[name]["problem"]
+    assert engine_facts(name).must_accept
     row = table(capsys, "--accept", name)[name]
     assert row["licence_accepted"] and row["ready"], row["problem"]
-    assert table(capsys)[name]["ready"]
+    assert table(capsys)[name]["ready"] and not engine_facts(name).must_accept
     accepted = read_settings()["accepted_licences"][name]
     assert accepted["licence"] == CATALOG[name].licence.name
 

@@ -43,6 +43,17 @@ def test_a_hopeless_segment_is_refused_with_an_alternative():
     refuse_hopeless(Slow(), 2, 90, 160)
 
 
+def test_who_wants_to_wait_may(monkeypatch):
+    monkeypatch.setenv("FF_STUDIO_PATIENCE", "500")
+    refuse_hopeless(Slow(), 40, 90, 160)
+    monkeypatch.setenv("FF_STUDIO_PATIENCE", "15")
+    with pytest.raises(RepairError, match="--patience MINUTES"):
+        refuse_hopeless(Slow(), 2, 90, 160)
+    monkeypatch.setenv("FF_STUDIO_PATIENCE", "soon")
+    with pytest.raises(RepairError, match="found 'soon'; expected minutes"):
+        refuse_hopeless(Slow(), 2, 90, 160)
+
+
 def test_a_batch_is_refused_unless_its_budget_allows_it():
     batch = wall_batch(frames=4)
     with pytest.raises(RepairError, match="about 40 min for 4 frames"):

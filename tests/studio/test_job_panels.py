@@ -128,6 +128,19 @@ def test_repair_says_what_it_would_do_and_what_it_costs(studio):
     assert "1.5 m to the right" in s.gui.text()
 
 
+def test_a_licence_is_shown_and_accepted_in_the_panel(studio):
+    s = studio(add_repair_panel)
+    button = s.gui.find("I accept this licence")
+    assert not button.visible
+    s.gui.use("Engine", "Strict (licence)")
+    assert "Strict &lt;1&gt;: for tests only." in s.gui.text()
+    assert button.visible and s.gui.find("Repair segment").disabled
+    s.gui.use("I accept this licence")
+    assert s.world.accepted == ["strict"]
+    assert s.gui.find("Engine").value == "Strict" and not button.visible
+    assert not s.gui.find("Repair segment").disabled
+
+
 def test_without_an_offset_repair_is_off_and_says_why(studio):
     s = studio(add_repair_panel)
     assert not s.gui.find("Repair segment").disabled

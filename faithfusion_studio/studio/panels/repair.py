@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.session.commands import RepairSegment, Stop
 from faithfusion_studio.session.engines import RepairEngine
 from faithfusion_studio.session.state import SessionState
+from faithfusion_studio.studio.engine_choice import EngineChoice
 from faithfusion_studio.studio.fill_section import FillSection
 from faithfusion_studio.studio.frame_strip import FrameStrip
 from faithfusion_studio.studio.repair_options import RepairOptions
@@ -18,7 +18,6 @@ from faithfusion_studio.studio.view_state import View, ViewState
 from faithfusion_studio.studio.widgets import (
     JobBar,
     change,
-    duration,
     next_step,
     note,
     raw_note,
@@ -28,10 +27,8 @@ from faithfusion_studio.studio.widgets import (
 
 def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionState], None]:
     """Build the tab Repair in the current container; returns what shows a new session state."""
-    engines: dict[str, RepairEngine] = {e.label: e for e in session.repair_engines()}
     what = gui.add_html("")
-    engine = gui.add_dropdown("Engine", tuple(engines))
-    about = gui.add_html("")
+    choice = EngineChoice(gui, session, view, lambda: show_choice(view.get()))
     options = RepairOptions(gui, view, lambda: show_choice(view.get()))
     preview = gui.add_button("Preview this frame", hint="Key R: repair only the frame shown.")
     repair = gui.add_button("Repair segment")
@@ -45,7 +42,7 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         chosen = Stage(
             segment=(shown.segment.start, shown.segment.stop),
             lateral_offset=shown.offset,
-            engine=engines[engine.value].name,
+            engine=choice.engine.name,
             eig_threshold=shown.threshold[1],
         )
         return options.apply(chosen)
@@ -54,11 +51,11 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         wanted = stage()
         count = wanted.segment[1] - wanted.segment[0]
         change(what, content=raw_note(_describe(wanted, count)) if view.num_frames else "")
-        change(about, content=raw_note(_describe_engine(engines[engine.value], count)))
+        choice.show(count)
         show_buttons(session.state)
 
     def show_buttons(state: SessionState) -> None:
-        reason = _reason(state, stage(), engines[engine.value]) or options.problem
+        reason = _reason(state, stage(), choice.engine) or options.problem
         step = next_step(state)
         moved = state.stage is None or state.stage.label != stage().label
         set_button(preview, reason)
@@ -86,11 +83,6 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def _(_event: Any) -> None:
         session.submit(Stop())
 
-    @engine.on_update
-    @view.guarded
-    def _(_event: Any) -> None:
-        show_choice(view.get())
-
     view.subscribe(show_choice)
 
     def update(state: SessionState) -> None:
@@ -114,17 +106,6 @@ def _describe(stage: Stage, count: int) -> str:
         f"<b>Frames {first} to {last}</b> ({count}), <b>{where}</b>: pixels with EIG of "
         f"{stage.eig_threshold:.2f} or more (UCR) are repaired. Set these in the timeline and in Look."
     )
-
-
-def _describe_engine(engine: RepairEngine, count: int) -> str:
-    parts = [html.escape(engine.description)]
-    if engine.licence:
-        parts.append(f"Licence: {html.escape(engine.licence)}.")
-    if engine.seconds_per_frame is not None:
-        each = max(engine.seconds_per_frame, 0.1)
-        total = duration(max(each * count, 1.0))
-        parts.append(f"About {each:.1f} s a frame here, <b>{total}</b> for the segment.")
-    return " ".join(parts)
 
 
 def _reason(state: SessionState, stage: Stage, engine: RepairEngine) -> str:
