@@ -7,6 +7,7 @@ that moving a path there and back is exact to rounding; renderers convert to flo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -147,7 +148,7 @@ def ego_from_cameras(camtoworlds: Float64[Tensor, "T 4 4"]) -> Float64[Tensor, "
 def trajectory_from_cameras(
     cameras: Sequence[Camera], ego_to_worlds: Float64[Tensor, "T 4 4"] | None = None
 ) -> Trajectory:
-    """A trajectory; without ego poses the first camera of the rig stands in at each time.
+    """A trajectory; without ego poses the camera of the rig that looks ahead stands in at each time.
 
     Raises:
         TrajectoryError: No camera, or a pose that is not a rigid transform.
@@ -159,10 +160,53 @@ def trajectory_from_cameras(
     _require_rigid(poses)
     if ego_to_worlds is not None:
         return Trajectory(cameras, ego_to_worlds.to(torch.float64))
-    reference = cameras[0].name
-    at_time = {c.time: c.camtoworld for c in cameras if c.name == reference}
-    lead = torch.stack([at_time.get(c.time, c.camtoworld) for c in cameras])
-    return Trajectory(cameras, ego_from_cameras(lead), ego_is_camera=True)
+    return Trajectory(cameras, ego_from_cameras(_lead_poses(cameras)), ego_is_camera=True)
+
+
+AHEAD = 0.1
+"""Cameras of a rig whose mean cosine to the direction of travel is so near the best one look ahead alike."""
+
+
+def _lead_poses(cameras: Sequence[Camera]) -> Float64[Tensor, "T 4 4"]:
+    """The pose of the camera that looks ahead, at the time of each camera: what the whole rig is moved by.
+
+    Where it took no picture, it is where it usually sits as seen from the camera that did; of cameras that
+    never look at the same time, it is between its own poses.
+    """
+    paths: dict[str, dict[float, Tensor]] = {}
+    for camera in cameras:
+        paths.setdefault(camera.name, {})[camera.time] = camera.camtoworld
+    lead = paths[_looks_ahead({name: list(path.values()) for name, path in paths.items()})]
+    return torch.stack([_lead_at(lead, camera, paths[camera.name]) for camera in cameras])
+
+
+def _looks_ahead(paths: dict[str, list[Tensor]]) -> str:
+    """The first camera of those that look most along the way they travel; the first of all at rest."""
+    scores = {}
+    for name, poses in paths.items():
+        path = torch.stack(poses)
+        steps = path[1:, :3, 3] - path[:-1, :3, 3]
+        along = (steps * path[:-1, :3, 2]).sum()
+        scores[name] = float(along / steps.norm(dim=-1).sum().clamp(min=1e-9))
+    best = max(scores.values())
+    return next(name for name, score in scores.items() if score >= best - AHEAD)
+
+
+def _lead_at(lead: dict[float, Tensor], camera: Camera, own: dict[float, Tensor]) -> Tensor:
+    if camera.time in lead:
+        return lead[camera.time]
+    shared = [time for time in own if time in lead]
+    if shared:
+        nearest = min(shared, key=lambda time: abs(time - camera.time))
+        return camera.camtoworld @ invert_rigid(own[nearest]) @ lead[nearest]
+    times = sorted(lead)
+    after = min(max(bisect_right(times, camera.time), 1), len(times) - 1)
+    if after < 1:
+        return lead[times[0]]
+    start, stop = times[after - 1], times[after]
+    share = min(max((camera.time - start) / (stop - start), 0.0), 1.0)
+    pair = torch.stack([lead[start], lead[stop]])
+    return _blend(pair, torch.tensor([0]), torch.tensor([share], dtype=torch.float64))[0]
 
 
 def _require_rigid(poses: Tensor) -> None:

@@ -158,7 +158,7 @@ def _explained(
         if scene.capture is None:
             raise CommandLineError("this scene has no recorded path, so there is none to leave.")
         path, line = scene.capture.trajectory, ProgressLine("offset")
-        frames = spread_frames(parse_range(args.frames, len(path)))
+        frames = spread_frames(path, parse_range(args.frames, len(path)))
         gains = []
         for gain in expected_gains(scene, path, OFFSETS, frames=frames):
             gains.append(gain)

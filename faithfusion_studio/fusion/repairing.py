@@ -18,6 +18,7 @@ from faithfusion_studio.cameras import (
     offset_profile,
 )
 from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.rig import by_camera
 from faithfusion_studio.scene import Scene
 
 if TYPE_CHECKING:
@@ -157,10 +158,24 @@ def _repair_in_windows(
     references = RecordedReferences(scene, size)
     first = _sized(cameras[0], scene, size)
     refuse_hopeless(repairer, len(cameras), first.height, first.width, engine_device(info))
-    for start in range(0, len(cameras), window):
-        chosen = slice(start, start + window)
-        sized = [_sized(camera, scene, size) for camera in cameras[chosen]]
-        yield from _repair_window(scene, stage, repairer, sized, frames[chosen], references)
+    # A clip is of one camera: cut from one camera of the rig to another, it would show no motion.
+    order = by_camera([camera.name for camera in cameras]) if window > 1 else range(len(cameras))
+    for chosen in _clips([cameras[i].name for i in order], window):
+        indices = [order[i] for i in chosen]
+        sized = [_sized(cameras[i], scene, size) for i in indices]
+        clip = [frames[i] for i in indices]
+        yield from _repair_window(scene, stage, repairer, sized, clip, references)
+
+
+def _clips(names: Sequence[str], window: int) -> Iterator[range]:
+    """Ranges of at most `window` frames, none of which holds two cameras."""
+    start = 0
+    while start < len(names):
+        stop = start + 1
+        while stop < min(len(names), start + window) and names[stop] == names[start]:
+            stop += 1
+        yield range(start, stop)
+        start = stop
 
 
 def engine_device(info: RepairerInfo) -> str:

@@ -29,6 +29,7 @@ from faithfusion_studio.render.views import (
     rasterize_view,
     render_features,
 )
+from faithfusion_studio.rig import by_camera, spread_over_rig
 from faithfusion_studio.scene import PosedImage, Scene, StoredFisher
 from faithfusion_studio.sky import CubemapSky, cubemap_lookup, pixel_directions
 
@@ -129,9 +130,10 @@ class FisherAccumulator:
             residual_variance=torch.where(explained, mean, torch.full_like(mean, noise2)),
         )
         step = max(1, len(self._cameras) // CALIBRATION_VIEWS)
+        order = by_camera([camera.name for camera in self._cameras])
         maps = [
-            eig_map(self.scene, camera, fisher=fisher, prior=self.prior).eig.cpu()
-            for camera in self._cameras[step // 2 :: step]
+            eig_map(self.scene, self._cameras[i], fisher=fisher, prior=self.prior).eig.cpu()
+            for i in order[step // 2 :: step]
         ]
         calibration = fit_calibration(maps, void_nats(self.prior.void, self.noise_std))
         return replace(fisher, calibration=calibration.knots)
@@ -275,10 +277,10 @@ def sky_resolution(scene: Scene) -> int:
 
 
 def _spread(scene: Scene, count: int | None) -> list[int]:
-    total = 0 if scene.capture is None else len(scene.capture)
-    if count is None or count >= total:
-        return list(range(total))
-    return [round((i + 0.5) * total / count - 0.5) for i in range(count)]
+    """Recorded frames, spread over the drive and the cameras of the rig."""
+    if scene.capture is None:
+        return []
+    return spread_over_rig([frame.camera.name for frame in scene.capture.frames], count)
 
 
 def _splatted(

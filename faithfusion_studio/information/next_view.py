@@ -21,6 +21,7 @@ from faithfusion_studio.cameras import Camera, Segment, Trajectory, offset_later
 from faithfusion_studio.information.fisher import FisherAccumulator
 from faithfusion_studio.information.prior import FisherPrior, require_fisher
 from faithfusion_studio.render.chain import diagonal_of, factor_blocks
+from faithfusion_studio.rig import by_camera
 from faithfusion_studio.scene import Scene, StoredFisher
 
 GAIN_WIDTH = 320
@@ -77,11 +78,12 @@ def expected_gains(
         yield ViewGain(float(offset), (after - before) / max(len(frames), 1))
 
 
-def spread_frames(segment: Segment) -> list[int]:
-    """At most `JUDGED_FRAMES` frames of a segment, spread evenly."""
-    count = min(JUDGED_FRAMES, segment.stop - segment.start)
-    step = (segment.stop - segment.start) / count
-    return [segment.start + int((i + 0.5) * step) for i in range(count)]
+def spread_frames(path: Trajectory, segment: Segment) -> list[int]:
+    """At most `JUDGED_FRAMES` frames of a segment of a path, spread evenly over it and the rig's cameras."""
+    order = by_camera([camera.name for camera in path.cameras[segment.start : segment.stop]])
+    step = len(order) / min(JUDGED_FRAMES, len(order))
+    chosen = [order[int((i + 0.5) * step)] for i in range(min(JUDGED_FRAMES, len(order)))]
+    return [segment.start + i for i in sorted(chosen)]
 
 
 def _with_views(

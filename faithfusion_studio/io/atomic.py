@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from faithfusion_studio.errors import StudioError
+from faithfusion_studio.errors import StudioError, reason_of
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def write_atomically(path: Path, error_type: type[StudioError]) -> Iterator[Path
         temporary.replace(path)
         _flush(path.parent)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = reason_of(error)
         raise error_type(
             f"{path}: cannot be written ({reason}); nothing was changed, so free some space or "
             "choose another folder and save again."

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
-from faithfusion_studio.errors import StudioError
+from faithfusion_studio.errors import StudioError, reason_of
 from faithfusion_studio.lens import Lens
 from faithfusion_studio.scene import Capture, PointCloud, PosedImage
 
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except CaptureError:
         raise
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = reason_of(error, 120)
         raise CaptureError(f"{path}: not valid JSON ({reason}); write the file again.") from error
     if not isinstance(value, dict):
         raise CaptureError(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faithfusion_studio.errors import StudioError
+from faithfusion_studio.errors import StudioError, reason_of
 
 CheckpointKind = Literal["drivestudio", "gsplat", "nerfstudio", "checkpoint"]
 
@@ -156,7 +156,7 @@ def _pickle_of(path: Path) -> bytes:
     except CheckpointError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
+        reason = reason_of(error, 80)
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint ({reason}); check the path, or copy the file "
             "again."
@@ -191,8 +191,7 @@ def _scan(path: Path, data: bytes) -> Iterator[str]:
         raise
     except Exception as error:  # pickletools raises many kinds on damaged bytes
         raise CheckpointError(
-            f"{path}: its pickle is damaged ({str(error).splitlines()[0][:80]}); copy the file "
-            "again."
+            f"{path}: its pickle is damaged ({reason_of(error, 80)}); copy the file again."
         ) from error
 
 

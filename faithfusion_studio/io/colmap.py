@@ -2,14 +2,15 @@
 
 Layout: https://colmap.github.io/format.html. Poses are stored world -> camera, quaternions wxyz,
 pixel centres at +0.5. Ids are neither contiguous nor in order of time, so frames are ordered by
-name. Rig and frame files of COLMAP 3.12 and later are not needed: every image has its own pose.
+name. Where COLMAP 3.12 or later has put cameras on a rig (`colmap_rigs`), its frames say what was
+taken together, and its poses are those of the images.
 """
 
 from __future__ import annotations
 
 import re
-import struct
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,18 @@ from faithfusion_studio.io.capture_files import (
     make_camera,
     natural_key,
     point_cloud,
-    require_rigid,
 )
+from faithfusion_studio.io.colmap_files import (
+    ColmapReader,
+    line_error,
+    lines_of,
+    pose_of,
+    table_of,
+)
+from faithfusion_studio.io.colmap_rigs import OnRig, read_colmap_rigs
 from faithfusion_studio.lens import DISTORTIONS, Lens, lens_of
 from faithfusion_studio.scene import Capture, PointCloud
-from faithfusion_studio.transforms import invert_rigid, quat_to_rotmat
+from faithfusion_studio.transforms import invert_rigid
 
 # Name, number of parameters, number of leading focal lengths; the rest after cx, cy is distortion.
 MODELS: tuple[tuple[str, int, int], ...] = (
@@ -107,7 +115,9 @@ def read_colmap(folder: Path) -> Capture:
         )
     cameras = read_colmap_cameras(model)
     images = sorted(read_colmap_images(model), key=lambda image: natural_key(image.name))
-    names, indices = _sides([image.name for image in images])
+    placed = read_colmap_rigs(model)
+    images = [_on_rig(image, placed) for image in images]
+    names, indices = _taken(images, placed)
     shots = []
     for image, name, index in zip(images, names, indices, strict=True):
         if image.camera_id not in cameras:
@@ -135,6 +145,37 @@ def read_colmap(folder: Path) -> Capture:
     )
 
 
+def _on_rig(image: ColmapImage, placed: Mapping[int, OnRig]) -> ColmapImage:
+    """The image at the pose its rig gives it, as COLMAP itself reads a model."""
+    found = placed.get(image.image_id)
+    return image if found is None else replace(image, camtoworld=found.camtoworld)
+
+
+def _taken(
+    images: Sequence[ColmapImage], placed: Mapping[int, OnRig]
+) -> tuple[list[str], list[int]]:
+    """Camera name and index in time of each image: of the rig, where it took them all; else from their names."""
+    named, indices = _sides([image.name for image in images])
+    found = [placed[image.image_id] for image in images if image.image_id in placed]
+    if not images or len(found) < len(images):
+        return named, indices
+    order = {frame: i for i, frame in enumerate(dict.fromkeys(_frames_in_order(images, found)))}
+    sensors: dict[tuple[int, int], set[str]] = {}
+    for on_rig, name in zip(found, named, strict=True):
+        sensors.setdefault(on_rig.sensor, set()).add(name)
+    titles = {s: next(iter(n)) if len(n) == 1 else "" for s, n in sensors.items()}
+    if "" in titles.values() or len(set(titles.values())) < len(titles):
+        titles = {sensor: f"camera {sensor[1]}" for sensor in sensors}
+    return [titles[one.sensor] for one in found], [order[one.frame] for one in found]
+
+
+def _frames_in_order(images: Sequence[ColmapImage], found: Sequence[OnRig]) -> list[int]:
+    """Frames of the rig by the file names of their images, without folders; ids tell no time."""
+    pairs = zip(images, found, strict=True)
+    keys = [(natural_key(Path(i.name.replace("\\", "/")).name), f.frame) for i, f in pairs]
+    return [frame for _, frame in sorted(keys)]
+
+
 def _sides(names: list[str]) -> tuple[list[str], list[int]]:
     """Camera name and index in time of each image, from folders or endings like 000012_left."""
     folders = [Path(n.replace("\\", "/")).parent.as_posix() for n in names]
@@ -157,73 +198,11 @@ def _sides(names: list[str]) -> tuple[list[str], list[int]]:
     return groups, indices
 
 
-# --------------------------------------------------------------------------------- binary reading
-
-
-class _Reader:
-    """Bounds-checked little-endian reading from bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data = _read_bytes(path)
-        self.at = 0
-
-    def take(self, layout: str) -> tuple:
-        size = struct.calcsize("<" + layout)
-        if self.at + size > len(self.data):
-            raise self.truncated()
-        values = struct.unpack_from("<" + layout, self.data, self.at)
-        self.at += size
-        return values
-
-    def count(self, least: int) -> int:
-        """A u64 count of records that take at least so many bytes each."""
-        (count,) = self.take("Q")
-        if count * least > len(self.data) - self.at:
-            raise self.truncated(f" (it promises {count:,} records)")
-        return count
-
-    def skip(self, size: int) -> None:
-        if size > len(self.data) - self.at:
-            raise self.truncated()
-        self.at += size
-
-    def name(self) -> str:
-        end = self.data.find(b"\0", self.at, self.at + 4096)
-        if end < 0:
-            raise self.truncated(" (an image name has no end)")
-        raw = self.data[self.at : end]
-        self.at = end + 1
-        return raw.decode("utf-8", errors="replace")
-
-    def finish(self) -> None:
-        """Raise unless every byte was read: a count that is too small would lose records."""
-        rest = len(self.data) - self.at
-        if rest:
-            raise CaptureError(
-                f"{self.path}: has {rest:,} bytes after its last record; its count is wrong or the "
-                "file is damaged."
-            )
-
-    def truncated(self, detail: str = "") -> CaptureError:
-        return CaptureError(
-            f"{self.path}: ends in the middle of a record at byte {self.at:,}{detail}; the file "
-            "is truncated or damaged."
-        )
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CaptureError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-
-
 def read_colmap_cameras(model: Path) -> dict[int, ColmapCamera]:
     """Cameras by id from cameras.bin or cameras.txt; panoramas are refused."""
     cameras = {}
     if (model / "cameras.bin").is_file():
-        reader = _Reader(model / "cameras.bin")
+        reader = ColmapReader(model / "cameras.bin")
         for _ in range(reader.count(24)):
             camera_id, number, width, height = reader.take("IiQQ")
             if not 0 <= number < len(MODELS):
@@ -237,15 +216,15 @@ def read_colmap_cameras(model: Path) -> dict[int, ColmapCamera]:
         return cameras
     path = model / "cameras.txt"
     by_name = {name: i for i, (name, _, _) in enumerate(MODELS)}
-    for words in _table(path):
+    for words in table_of(path):
         try:
             camera_id, width, height = int(words[0]), int(words[2]), int(words[3])
             number = by_name[words[1]]
             values = tuple(float(w) for w in words[4:])
         except (ValueError, IndexError, KeyError) as error:
-            raise _line_error(path, words, "ID MODEL WIDTH HEIGHT PARAMETERS") from error
+            raise line_error(path, words, "ID MODEL WIDTH HEIGHT PARAMETERS") from error
         if len(values) != MODELS[number][1]:
-            raise _line_error(path, words, f"{MODELS[number][1]} parameters")
+            raise line_error(path, words, f"{MODELS[number][1]} parameters")
         cameras[camera_id] = _lens(path, camera_id, number, (width, height), values)
     return cameras
 
@@ -274,7 +253,7 @@ def _lens(
 def read_colmap_images(model: Path) -> list[ColmapImage]:
     """Registered images from images.bin or images.txt, in file order."""
     if (model / "images.bin").is_file():
-        reader = _Reader(model / "images.bin")
+        reader = ColmapReader(model / "images.bin")
         images = []
         for _ in range(reader.count(73)):
             image_id, *pose, camera_id = reader.take("I7dI")
@@ -284,7 +263,7 @@ def read_colmap_images(model: Path) -> list[ColmapImage]:
         reader.finish()
         return images
     path = model / "images.txt"
-    lines = _lines(path)
+    lines = lines_of(path)
     # Two lines per image; the second lists 2D points and may be empty, so it is not skipped.
     body = [line for line in lines if not line.startswith("#")]
     while body and not body[0].strip():
@@ -298,25 +277,20 @@ def read_colmap_images(model: Path) -> list[ColmapImage]:
             pose = [float(w) for w in words[1:8]]
             image_id, camera_id, name = int(words[0]), int(words[8]), words[9].strip()
         except (ValueError, IndexError) as error:
-            raise _line_error(path, words, "ID QW QX QY QZ TX TY TZ CAMERA NAME") from error
+            raise line_error(path, words, "ID QW QX QY QZ TX TY TZ CAMERA NAME") from error
         images.append(_image(path, image_id, pose, camera_id, name))
     return images
 
 
 def _image(path: Path, image_id: int, pose: list[float], camera_id: int, name: str) -> ColmapImage:
-    values = torch.tensor(pose, dtype=torch.float64)
-    viewmat = torch.eye(4, dtype=torch.float64)
-    viewmat[:3, :3] = quat_to_rotmat(values[:4])
-    viewmat[:3, 3] = values[4:]
-    camtoworld = invert_rigid(viewmat).numpy()
-    require_rigid(camtoworld, f"{path}: the pose of {name[:80]!r}")
-    return ColmapImage(image_id, camera_id, name, camtoworld)
+    viewmat = torch.from_numpy(pose_of(pose, f"{path}: the pose of {name[:80]!r}"))
+    return ColmapImage(image_id, camera_id, name, invert_rigid(viewmat).numpy())
 
 
 def read_colmap_points(model: Path) -> PointCloud | None:
     """Points from points3D.bin, .txt; None where the model has none."""
     if (model / "points3D.bin").is_file():
-        reader = _Reader(model / "points3D.bin")
+        reader = ColmapReader(model / "points3D.bin")
         count = reader.count(51)
         xyz = np.empty((count, 3))
         rgb = np.empty((count, 3), np.uint8)
@@ -330,27 +304,12 @@ def read_colmap_points(model: Path) -> PointCloud | None:
     if not path.is_file():
         return None
     places, colors = [], []
-    for words in _table(path):
+    for words in table_of(path):
         try:
             places.append([float(w) for w in words[1:4]])
             colors.append([min(max(int(w), 0), 255) for w in words[4:7]])
         except ValueError as error:
-            raise _line_error(path, words, "ID X Y Z R G B ERROR TRACK") from error
+            raise line_error(path, words, "ID X Y Z R G B ERROR TRACK") from error
         if len(places[-1]) + len(colors[-1]) != 6:
-            raise _line_error(path, words, "ID X Y Z R G B ERROR TRACK")
+            raise line_error(path, words, "ID X Y Z R G B ERROR TRACK")
     return point_cloud(np.array(places).reshape(-1, 3), np.array(colors).reshape(-1, 3))
-
-
-def _lines(path: Path) -> list[str]:
-    content = _read_bytes(path).decode("utf-8", errors="replace")
-    return [line.rstrip("\r") for line in content.split("\n")]
-
-
-def _table(path: Path) -> list[list[str]]:
-    return [line.split() for line in _lines(path) if line.strip() and not line.startswith("#")]
-
-
-def _line_error(path: Path, words: list[str], expected: str) -> CaptureError:
-    return CaptureError(
-        f"{path}: the line {' '.join(words)[:60]!r} is not understood; expected {expected}."
-    )

@@ -62,12 +62,7 @@ def read_drivestudio(path: Path | str) -> Scene:
     nodes += read_nodes(tables, setting)
     scene = Scene(background, nodes=tuple(nodes))
     look = read_look(path, models, fusion="Background_origin_mask" in content)
-    unknown = [
-        name
-        for name, table in tables.items()
-        if table.has("_means") and name not in {"Background", *_NODE_CLASSES}
-    ]
-    notes += [f"The node class {name[:40]} is not known and was left out." for name in unknown]
+    notes += _left_out(tables, scene.num_gaussians)
     if nodes:
         notes.append(TIMES_NOTE)
     notes += look.notes
@@ -83,6 +78,25 @@ def read_drivestudio(path: Path | str) -> Scene:
 _NODE_CLASSES = ("RigidNodes", "SMPLNodes", "DeformableNodes")
 
 
+def _left_out(tables: Mapping[str, TensorReader], known: int) -> list[str]:
+    """A sentence per node whose Gaussians nobody here can draw, with their number, since a picture without them
+    looks whole."""
+    unknown = {
+        name: len(table.table["_means"])
+        for name, table in tables.items()
+        if name not in {"Background", *_NODE_CLASSES} and _has_rows(table.table.get("_means"))
+    }
+    total = known + sum(unknown.values())
+    return [
+        f"{count:,} of {total:,} Gaussians were left out because their node class {name[:40]!r} is not known."
+        for name, count in unknown.items()
+    ]
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
 def _models(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     models = content.get("models")
     if not isinstance(models, Mapping) or not all(isinstance(k, str) for k in models):
@@ -95,6 +109,12 @@ def _models(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path}: models holds {found} and none has Gaussians; expected Background or RigidNodes."
         )
+    for name, state in models.items():
+        if isinstance(state, Mapping) and "_opacities" in state and "_means" not in state:
+            raise CheckpointError(
+                f"{path}: models.{name[:40]!r} has opacities but lacks _means; the file is damaged, so copy "
+                "it again."
+            )
     return models
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.io.weights import WeightsError
 
 CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so", ".dll", ".ipynb")
@@ -132,7 +133,7 @@ def _tensors_of(path: Path, dtype: torch.dtype | None) -> Iterator[tuple[str, Te
                 yield name, tensor if wanted is None else tensor.to(wanted)
     except (OSError, SafetensorError) as error:
         raise ModelFolderError(
-            f"{path}: cannot be read as safetensors ({str(error).splitlines()[0]}); fetch it again."
+            f"{path}: cannot be read as safetensors ({reason_of(error)}); fetch it again."
         ) from error
 
 

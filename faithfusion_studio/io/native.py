@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from faithfusion_studio.errors import StudioError
+from faithfusion_studio.errors import StudioError, reason_of
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.scene_layout import scene_from_tensors, scene_to_tensors
 from faithfusion_studio.io.tensor_table import LayoutError
@@ -78,10 +78,10 @@ def _read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except NativeFileError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = reason_of(error)
         raise NativeFileError(f"{path}: cannot be read ({reason}); check the path.") from error
     except (SafetensorError, ValueError, RecursionError, RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise NativeFileError(
             f"{path}: is not a complete scene file ({reason}); it is truncated or damaged, so open "
             "another copy."

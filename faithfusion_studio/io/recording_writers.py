@@ -1,8 +1,8 @@
 """A recording as a folder that other tools read: COLMAP's binary model, or nerfstudio's transforms.json.
 
 Images are written as they were recorded, byte for byte; bent ones straightened, so that every camera
-is a pinhole. Rigs, ego poses, LiDAR and annotations have no place in either; our own cameras.json
-keeps them. Layouts: https://colmap.github.io/format.html and nerfstudio's data conventions.
+is a pinhole. COLMAP is also told of a rig whose cameras are fixed to each other. Ego poses, LiDAR and
+annotations have no place in either; our own cameras.json keeps them. Layouts: https://colmap.github.io/format.html and nerfstudio's data conventions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from faithfusion_studio.cameras import Camera
+from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.camera_files import OPENGL_TO_OPENCV
 from faithfusion_studio.io.capture_files import CaptureError
+from faithfusion_studio.io.colmap_rigs import frames_bytes, rigs_bytes
 from faithfusion_studio.io.point_files import write_points
+from faithfusion_studio.rig import mounts, rig_of
 from faithfusion_studio.scene import Capture
 from faithfusion_studio.transforms import rotmat_to_quat
 
@@ -35,21 +38,46 @@ def write_colmap(capture: Capture, folder: Path | str) -> None:
     folder = Path(folder)
     names = _images(capture, folder)
     model = _folder(folder / "sparse" / "0")
-    cameras: dict[tuple, int] = {}
-    registered = bytearray()
+    rig, cameras = mounts(capture.trajectory), {}
+    numbers, registered = [], bytearray()
     for image, (frame, name) in enumerate(zip(capture.frames, names, strict=True), start=1):
-        number = cameras.setdefault(_pinhole(frame.camera), len(cameras) + 1)
+        # On a rig every camera is a sensor of its own, also where lenses are alike.
+        key = (frame.camera.name if rig is not None else "", _pinhole(frame.camera))
+        number = cameras.setdefault(key, len(cameras) + 1)
         view = frame.camera.viewmat.double()
         pose = (*rotmat_to_quat(view[:3, :3]).tolist(), *view[:3, 3].tolist())
         registered += struct.pack("<I7dI", image, *pose, number)
         registered += name.removeprefix("images/").encode() + b"\0" + struct.pack("<Q", 0)
+        numbers.append(number)
     lenses = b"".join(
         struct.pack("<IiQQ4d", number, PINHOLE, *pinhole[4:], *pinhole[:4])
-        for pinhole, number in cameras.items()
+        for (_, pinhole), number in cameras.items()
     )
     _write(model / "cameras.bin", struct.pack("<Q", len(cameras)) + lenses)
     _write(model / "images.bin", struct.pack("<Q", len(names)) + bytes(registered))
     _write(model / "points3D.bin", _points(capture))
+    if rig is not None and len(cameras) == len(capture.camera_names):
+        _write_rig(capture.trajectory, *rig, numbers, model)
+    else:  # those of an earlier model would contradict the images
+        for name in ("rigs.bin", "frames.bin"):
+            (model / name).unlink(missing_ok=True)
+
+
+def _write_rig(
+    trajectory: Trajectory, reference: int, seats: Tensor, numbers: list[int], model: Path
+) -> None:
+    """`rigs.bin` and `frames.bin`; `numbers` is the COLMAP camera of each frame."""
+    rig = rig_of(trajectory)
+    ids = [numbers[rig.track(camera)[0]] for camera in range(len(rig.names))]
+    seen = {number: seat.numpy() for number, seat in zip(ids, seats, strict=True)}
+    frames = []
+    for row in rig.table:
+        lead = row[reference]
+        assert lead is not None  # the reference is in every moment
+        taken = [(ids[c], frame + 1) for c, frame in enumerate(row) if frame is not None]
+        frames.append((trajectory.cameras[lead].camtoworld.numpy(), taken))
+    _write(model / "rigs.bin", rigs_bytes(ids[reference], seen))
+    _write(model / "frames.bin", frames_bytes(frames))
 
 
 def _points(capture: Capture) -> bytes:
@@ -109,11 +137,11 @@ def _images(capture: Capture, folder: Path) -> list[str]:
     """Writes every image; names keep the order of time and, in a rig, a folder per camera."""
     _folder(folder / "images")
     several, names = len(capture.camera_names) > 1, []
-    moments = {t: i for i, t in enumerate(sorted({f.camera.time for f in capture.frames}))}
+    rig = rig_of(capture.trajectory)
     for i, frame in enumerate(capture.frames):
         data = frame.encoded()
         suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
-        stem = f"{moments[frame.camera.time] if several else i:06d}"
+        stem = f"{rig.moment_of(i) if several else i:06d}"
         inner = "".join(c if c.isalnum() or c in "-_" else "_" for c in frame.camera.name)
         name = f"images/{inner or 'camera'}/{stem}" if several else f"images/{stem}"
         _folder((folder / name).parent)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.io.capture_files import CaptureError, inside
 from faithfusion_studio.io.ply import SplatFileError
@@ -118,7 +119,7 @@ def _read_archive(path: Path) -> tuple[Gaussians, int]:
         zipfile.LargeZipFile,
         zlib.error,
     ) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
+        reason = reason_of(error, 80)
         raise SplatFileError(
             f"{path}: is not a whole archive ({reason}); copy it again."
         ) from error

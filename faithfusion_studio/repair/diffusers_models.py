@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.io.model_folders import load_strict, read_config, read_tensors
 from faithfusion_studio.repair.base import RepairError
 
@@ -39,7 +40,7 @@ def diffusers_class(name: str) -> Any:
             found = getattr(diffusers, name)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise RepairError(
-            f"this engine needs diffusers >= 0.38 with {name} ({str(error).splitlines()[0]}); "
+            f"this engine needs diffusers >= 0.38 with {name} ({reason_of(error)}); "
             "install the extra: pip install 'faithfusion-studio[diffusion]'."
         ) from error
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
@@ -70,7 +71,7 @@ def build(name: str, config: Mapping[str, Any], *, device: str = "meta") -> nn.M
             return kind(**{key: value for key, value in config.items() if key in known})
     except (TypeError, ValueError) as error:
         raise RepairError(
-            f"{name} refuses the settings in config.json ({str(error).splitlines()[0]}); fetch the "
+            f"{name} refuses the settings in config.json ({reason_of(error)}); fetch the "
             "folder again."
         ) from error
 

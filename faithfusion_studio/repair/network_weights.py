@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import faithfusion_studio
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.repair.base import MissingWeightsError, RepairError
 
@@ -64,7 +65,7 @@ def read_weights(
             return header, {name: file.get_tensor(name).float() for name in names}
     except (OSError, SafetensorError) as error:
         raise RepairError(
-            f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); it is damaged, so "
+            f"{path}: cannot be read as weights ({reason_of(error)}); it is damaged, so "
             f"take the file again or train it with `{command}`."
         ) from error
 

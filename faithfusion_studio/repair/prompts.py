@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from faithfusion_studio.errors import StudioError
+from faithfusion_studio.errors import StudioError, reason_of
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.model_folders import read_file
 from faithfusion_studio.repair.base import MissingWeightsError, RepairError
@@ -105,6 +105,6 @@ def _encode(folder: Path, prompt: str, encoder: Encoder, length: int, trim: bool
     except Exception as error:  # transformers raises a dozen kinds on a damaged folder
         raise RepairError(
             f"{folder}: its tokenizer or text_encoder cannot be used "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); fetch both again."
+            f"({reason_of(error)}); fetch both again."
         ) from error
     return embedding * tokens.attention_mask[..., None] if trim else embedding

@@ -44,7 +44,8 @@ def add_where_next(gui: Any, session: Any, view: View) -> None:
             return
         try:
             gains: list[ViewGain] = []
-            path, frames = scene.capture.trajectory, spread_frames(view.get().segment)
+            path = scene.capture.trajectory
+            frames = spread_frames(path, view.get().segment)
             with drawing():
                 for gain in expected_gains(scene, path, OFFSETS, frames=frames):
                     gains.append(gain)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.repair.refiner_network import BEST, FUSED, RENDER
 from faithfusion_studio.training.pairs import PairFile, TrainingError, TrainingPair
@@ -179,7 +180,7 @@ class Loop(ABC, Generic[Network, Config]):
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it to start again."
+                f"{path}: cannot be read ({reason_of(error)}); delete it to start again."
             ) from error
         if header.get("run") != self._identity():
             raise TrainingError(

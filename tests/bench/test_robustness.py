@@ -10,7 +10,7 @@ from faithfusion_studio.bench.robustness import run as robustness
 from faithfusion_studio.bench.robustness.mutants import mutant, seeded
 from faithfusion_studio.bench.robustness.samples import SAMPLES, broken_rows
 from faithfusion_studio.bench.robustness.trust import ESCAPES, escapes, nonfinite
-from faithfusion_studio.bench.robustness.worker import opened
+from faithfusion_studio.bench.robustness.worker import judged, opened
 from faithfusion_studio.io.splat_files import usable_rows
 
 
@@ -25,6 +25,21 @@ def test_every_sample_is_good_until_it_is_damaged(tmp_path, name):
     several = [mutant(data, sample.container, seeded(0, name, i)) for i in range(12)]
     assert several == [mutant(data, sample.container, seeded(0, name, i)) for i in range(12)]
     assert len(set(several) - {data}) > 8
+
+
+FOUND = [("SOG", 1719), ("SOG", 6823), ("DriveStudio .pth", 257), ("DriveStudio .pth", 657)]
+FOUND += [("DriveStudio .pth", 725), ("DriveStudio .pth", 1045), ("DriveStudio .pth", 8521)]
+"""Mutants of seed 0 that were once opened with Gaussians missing and nothing said, or refused in no words."""
+
+
+@pytest.mark.parametrize(("name", "index"), FOUND)
+def test_what_the_full_run_found_stays_mended(tmp_path, name, index):
+    sample = SAMPLES[name]
+    path = sample.make(tmp_path, 24)
+    data = mutant(path.read_bytes(), sample.container, seeded(0, name, index))
+    path.write_bytes(data)
+    verdict, told = judged(sample, path, data, 24)
+    assert verdict in ("opened", "refused"), told
 
 
 def test_damage_inside_a_packed_file_still_unpacks(tmp_path):

@@ -15,11 +15,12 @@ from faithfusion_studio.information import (
     accumulate_fisher,
     add_views,
     eig_map,
+    fisher,
     follow_topology,
     predicted_std,
     recorded_fisher,
 )
-from faithfusion_studio.information.fisher import local_mean, measure_noise
+from faithfusion_studio.information.fisher import local_mean, measure_noise, recorded_view
 from faithfusion_studio.render.rasterization import rasterization
 from faithfusion_studio.render.views import rasterize_view
 from faithfusion_studio.scene import Capture, PosedImage, Scene, StoredFisher
@@ -207,3 +208,48 @@ def test_local_mean_ignores_what_has_no_weight() -> None:
     found = local_mean(values, weights)
     torch.testing.assert_close(found[:, :20], torch.ones(30, 20))
     torch.testing.assert_close(local_mean(values * 0 + 3, torch.ones(30, 40)), values * 0 + 3)
+
+
+def _rig_scene() -> Scene:
+    """Eight moments of two cameras that look the same way, one of which sees noise only."""
+    scene, rng = tiny_scene(n=12, seed=1), np.random.default_rng(0)
+    frames = []
+    for i in range(8):
+        for name, side in (("left", -0.2), ("right", 0.2)):
+            camera = replace(_ahead(side, 0.1 * i), time=i / 10, name=name)
+            image = rasterize_view(scene, camera).rgb.clamp(0, 1).numpy()
+            if name == "right":
+                image = rng.random(image.shape)
+            bgr = np.ascontiguousarray(image[..., ::-1] * 255 + 0.5).astype(np.uint8)
+            frames.append(PosedImage(camera, _png(bgr)))
+    trajectory = trajectory_from_cameras([frame.camera for frame in frames])
+    return replace(scene, capture=Capture(tuple(frames), trajectory))
+
+
+def test_evidence_of_a_rig_is_that_of_its_cameras_together() -> None:
+    scene = _rig_scene()
+    joint = FisherAccumulator(scene, noise_std=0.05)
+    alone = {name: FisherAccumulator(scene, noise_std=0.05) for name in ("left", "right")}
+    for index, frame in enumerate(scene.capture.frames):
+        camera, image, exposure, weight = recorded_view(scene, index)
+        for sum_ in (joint, alone[frame.camera.name]):
+            sum_.add(camera, image, exposure=exposure, weight=weight)
+    parts = [one.finish() for one in alone.values()]
+    torch.testing.assert_close(joint.finish().blocks, parts[0].blocks + parts[1].blocks)
+    assert recorded_fisher(scene).num_views == 16
+
+
+def test_a_few_views_of_a_rig_are_of_all_its_cameras(monkeypatch) -> None:
+    """With every second frame of an interleaved pair, only one of the two would ever be looked at."""
+    scene, seen = _rig_scene(), []
+
+    def watched(scene: Scene, index: int):
+        seen.append(scene.capture.frames[index].camera.name)
+        return recorded_view(scene, index)
+
+    monkeypatch.setattr(fisher, "recorded_view", watched)
+    measure_noise(scene)
+    assert sorted(seen) == ["left"] * 3 + ["right"] * 3
+    seen.clear()
+    assert recorded_fisher(scene, max_views=8).num_views == 8
+    assert sorted(seen[-8:]) == ["left"] * 4 + ["right"] * 4

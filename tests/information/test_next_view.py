@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from faithfusion_studio.cameras import Segment, Trajectory, offset_laterally
+from faithfusion_studio.cameras import (
+    Segment,
+    Trajectory,
+    offset_laterally,
+    trajectory_from_cameras,
+)
 from faithfusion_studio.information import FisherAccumulator, FisherPrior, expected_gains
 from faithfusion_studio.information.next_view import spread_frames
 from faithfusion_studio.information.prior import MissingFisherError
@@ -78,6 +83,10 @@ def test_a_scene_without_evidence_is_refused() -> None:
 
 
 def test_frames_are_spread_inside_the_segment() -> None:
-    assert spread_frames(Segment(3, 4)) == [3]
-    assert spread_frames(Segment(10, 12)) == [10, 11]
-    assert spread_frames(Segment(0, 40)) == [5, 15, 25, 35]
+    camera = recorded_cameras(0)[0]
+    alone = trajectory_from_cameras([camera] * 40)
+    assert spread_frames(alone, Segment(3, 4)) == [3]
+    assert spread_frames(alone, Segment(10, 12)) == [10, 11]
+    assert spread_frames(alone, Segment(0, 40)) == [5, 15, 25, 35]
+    rig = trajectory_from_cameras([replace(camera, name=name) for name in "abcd" * 10])
+    assert sorted(i % 4 for i in spread_frames(rig, Segment(0, 40))) == [0, 1, 2, 3]

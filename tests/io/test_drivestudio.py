@@ -5,10 +5,12 @@ import pytest
 import torch
 from reference import slow_drivestudio as slow
 
+from faithfusion_studio.bench.robustness.samples import whole_scene
 from faithfusion_studio.cameras import Camera
+from faithfusion_studio.errors import reason_of
 from faithfusion_studio.gaussians import Provenance
 from faithfusion_studio.io import load_scene, save_scene, sniff
-from faithfusion_studio.io.checkpoints import CheckpointError
+from faithfusion_studio.io.checkpoints import CheckpointError, read_torch_file
 from faithfusion_studio.io.drivestudio_looks import _cube_index, _opengl_texel
 from faithfusion_studio.motion import DeformField, PeriodicVibration, SkinnedBody
 from faithfusion_studio.render import render_view
@@ -250,3 +252,25 @@ def test_broken_gaussians_are_left_out_with_a_count(written):
     assert len(scene.background) == 27 and "4 of" in scene.metadata["notes"][0]
     assert len(scene.nodes[2].motion.weights) == len(scene.nodes[2].gaussians) == 5
     assert torch.isfinite(scene.at(0.1).gaussians.means).all()
+
+
+def test_a_node_class_that_nobody_knows_is_left_out_with_a_count(tmp_path):
+    save_scene(whole_scene(24), tmp_path / "a.pth")
+    content = read_torch_file(tmp_path / "a.pth")
+    content["models"]["Backgroundd"] = content["models"].pop("Background")
+    torch.save(content, tmp_path / "b.pth")
+    found = load_scene(tmp_path / "b.pth")
+    assert found.num_gaussians == 6
+    assert found.metadata["notes"][0] == (
+        "18 of 24 Gaussians were left out because their node class 'Backgroundd' is not known."
+    )
+    content["models"]["RigidNodes"].pop("_means")
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="'RigidNodes' has opacities but lacks _means"):
+        load_scene(tmp_path / "c.pth")
+
+
+def test_a_reason_is_a_line_also_where_an_error_says_nothing():
+    assert reason_of(EOFError()) == "EOFError"
+    assert reason_of(ValueError("one\ntwo")) == "one" and reason_of(ValueError("abc"), 2) == "ab"
+    assert reason_of(FileNotFoundError(2, "No such file", "x")) == "No such file"

@@ -83,6 +83,19 @@ def capture(folder: Path | None = None) -> Capture:
     return Capture(tuple(frames), trajectory_from_cameras(cameras), points)
 
 
+def rig(names: tuple[str, ...] = ("left", "right")) -> Capture:
+    """The same frames, taken by two cameras that are fixed to each other."""
+    alone, frames = capture(), []
+    for moment, frame in enumerate(alone.frames):
+        for side, name in enumerate(names):
+            pose = frame.camera.camtoworld.clone()
+            pose[0, 3] += 0.5 * side
+            camera = replace(frame.camera, camtoworld=pose, name=name)
+            frames.append(PosedImage(camera, frame.data, f"{moment:06d}_{name}"))
+    trajectory = trajectory_from_cameras([frame.camera for frame in frames])
+    return Capture(tuple(frames), trajectory, alone.points)
+
+
 def whole_scene(count: int, degree: int = 1) -> Scene:
     """Background, one moving object, sky and recording; `count` Gaussians in all."""
     pose = torch.eye(4, dtype=torch.float64)
@@ -251,6 +264,25 @@ def _colmap(name: str) -> Callable[[Path, int], Path]:
     return make
 
 
+def _colmap_rig(name: str) -> Callable[[Path, int], Path]:
+    """Rigs or frames of a model; the text forms have the numbers of the binary ones."""
+
+    def make(folder: Path, _count: int) -> Path:
+        write_colmap(rig(), folder)
+        model = folder / "sparse/0"
+        if name.endswith(".txt"):
+            poses = [f"{i + 1} 1 1 0 0 0 0 0 {-i}.0" for i in range(3)]
+            taken = [f"2 CAMERA 1 {2 * i + 1} CAMERA 2 {2 * i + 2}" for i in range(3)]
+            (model / "rigs.txt").write_text("# rigs\n1 2 CAMERA 1 CAMERA 2 1 1 0 0 0 -0.5 0 0\n")
+            rows = [f"{pose} {data}\n" for pose, data in zip(poses, taken, strict=True)]
+            (model / "frames.txt").write_text("# frames\n" + "".join(rows))
+            for part in ("rigs.bin", "frames.bin"):
+                (model / part).unlink()
+        return model / name
+
+    return make
+
+
 # ------------------------------------------------------------------------------ what a file says
 
 
@@ -303,6 +335,11 @@ SAMPLES: dict[str, Sample] = {
         f"COLMAP {part}{end}": Sample(_colmap(part + end), "capture", by_folder=True)
         for end in (".bin", ".txt")
         for part in ("cameras", "images", "points3D")
+    },
+    **{
+        f"COLMAP {part}{end}": Sample(_colmap_rig(part + end), "capture", by_folder=True)
+        for end in (".bin", ".txt")
+        for part in ("rigs", "frames")
     },
 }
 """By the name in the table."""

@@ -69,8 +69,8 @@ def opened(sample: Sample, target: Path) -> int | None:
         return None
     scene = load_scene(target)
     text = " ".join(map(str, scene.metadata.get("notes", [])))
-    dropped = re.search(r"([\d,]+) of [\d,]+ Gaussians were left out", text)
-    return scene.num_gaussians + (int(dropped[1].replace(",", "")) if dropped else 0)
+    dropped = re.findall(r"([\d,]+) of [\d,]+ Gaussians were left out", text)
+    return scene.num_gaussians + sum(int(count.replace(",", "")) for count in dropped)
 
 
 def judged(sample: Sample, target: Path, data: bytes, count: int) -> tuple[str, str]:
