@@ -166,6 +166,8 @@ class RepairStep:
     what: str
     frames: int = 1
     """How many frames come out of these steps together."""
+    picture: Float32[Tensor, "H W 3"] | None = None
+    """What a frame of the clip would be if it ended here, roughly, [0, 1]; None where that is not known."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,7 @@ from faithfusion_studio.repair.lora import fold_lora, plain_lora_names
 from faithfusion_studio.repair.model_store import CATALOG, CHECKED, provenance_note, required_folder
 from faithfusion_studio.repair.offload import Memory, Profile, choose_profile, on_device, visiting
 from faithfusion_studio.repair.prompts import engine_prompt, prompt_embedding
+from faithfusion_studio.repair.taehv import TaehvDecoder, load_taehv
 from faithfusion_studio.repair.video import (
     Clip,
     Cues,
@@ -103,6 +104,7 @@ class VaceRepairer:
         config: Steps and options.
         distilled: The trunk carries an adapter for few steps.
         cue: Engine of the per-frame repairs; None takes the reprojection.
+        look: Decoder of the pictures that are shown while it works; None shows none.
         note: Added to every frame.
     """
 
@@ -128,9 +130,10 @@ class VaceRepairer:
         *,
         distilled: bool = False,
         cue: Repairer | None = None,
+        look: TaehvDecoder | None = None,
         note: str = "",
     ) -> None:
-        self.trunk, self.vae, self.prompt = trunk, vae, prompt
+        self.trunk, self.vae, self.prompt, self.look = trunk, vae, prompt, look
         self.config, self.note = config or VaceConfig(), note
         self.steps = self.config.steps or (6 if distilled else 20)
         self._cues = Cues(cue)
@@ -147,7 +150,7 @@ class VaceRepairer:
         note: str = "",
         dtype: torch.dtype = torch.float32,
     ) -> VaceRepairer:
-        """The engine from a folder: `transformer`, `vae`, the prompt, and `lora.safetensors` if there is one.
+        """The engine from a folder: `transformer`, `vae`, the prompt; `lora.safetensors` and TAEHV if they are there.
 
         Raises:
             RepairError: Weights that do not fit, or code in the folder.
@@ -160,7 +163,8 @@ class VaceRepairer:
         distilled = adapter.is_file()
         trunk = load_vace(folder / "transformer", adapter if distilled else None, dtype)
         vae = load_model("AutoencoderKLWan", folder / "vae")
-        return cls(trunk, vae, prompt, config, distilled=distilled, cue=cue, note=note)
+        look = load_taehv(folder)
+        return cls(trunk, vae, prompt, config, distilled=distilled, cue=cue, look=look, note=note)
 
     def estimate_seconds(self, frames: int, height: int, width: int, device: str = "cpu") -> float:
         """Expected time, s: counted operations of all windows over what such devices reach."""
@@ -260,8 +264,9 @@ class VaceRepairer:
             latents[:, :, :references] = noise[:, :, :references]
         dtype = self.trunk.patch_embedding.weight.dtype
         text = self.prompt.to(shown.device, dtype)
+        picture = None
         for i, time in enumerate(scheduler.timesteps):
-            yield RepairStep(i + 1, self.steps + 2, "denoising", frames)
+            yield RepairStep(i + 1, self.steps + 2, "denoising", frames, picture)
             with torch.no_grad():
                 velocity = self.trunk(
                     hidden_states=latents.to(dtype),
@@ -271,7 +276,10 @@ class VaceRepairer:
                     control_hidden_states_scale=scale.to(dtype),
                     return_dict=False,
                 )[0]
+                clean = latents - scheduler.sigmas[i] * velocity.float()
                 latents = scheduler.step(velocity.float(), time, latents, return_dict=False)[0]
+            if self.look is not None:
+                picture = self.look.to(clean.device).look(clean[0, :, references:])
         return latents[:, :, references:]
 
     def _scheduler(self, device: torch.device) -> Any:

@@ -109,6 +109,12 @@ CATALOG: dict[str, ModelEntry] = {
                 ModelPart("text_encoder", 11_360_000_000, "UMT5; instead, needed once", True),
                 ModelPart("tokenizer", 21_000_000, "needed once, for the prompt", True),
                 ModelPart("lora.safetensors", 320_000_000, "an adapter for few steps", True),
+                ModelPart(
+                    "taew2_1.safetensors",
+                    22_600_000,
+                    "TAEHV (MIT, github.com/madebyollin/taehv), pictures while it works; .pth too",
+                    True,
+                ),
             ),
         ),
         ModelEntry(

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from faithfusion_studio.cameras import Camera, Segment, offset_laterally
 from faithfusion_studio.errors import StudioError
@@ -44,6 +46,8 @@ class JobStep:
     """What the job is at now, where that changes on the way."""
     entry: JobResult | None = None
     """A part of the job that is done and becomes an entry of the history at once."""
+    picture: Float32[Tensor, "H W 3"] | None = None
+    """What it is making, roughly, [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +147,8 @@ def _between_frames(step: RepairStep, done: int, total: int, clock: _Clock) -> J
     """Progress of an engine that is at work on a frame, or on several frames in one go."""
     if step.frames > 1:
         left = clock.left(step.done, step.total) if done == 0 else None
-        return JobStep(step.done, step.total, left)
-    return JobStep(done, total, clock.left(done, total))
+        return JobStep(step.done, step.total, left, picture=step.picture)
+    return JobStep(done, total, clock.left(done, total), picture=step.picture)
 
 
 # ------------------------------------------------------------------------------------- exports

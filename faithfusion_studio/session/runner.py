@@ -138,6 +138,8 @@ class JobRunner:
             release_unused()
             self._released = time.monotonic()
         job = replace(job, done=step.done, total=step.total, seconds_left=step.seconds_left)
+        if step.picture is not None:
+            job = replace(job, picture=step.picture)
         if step.label is not None:
             running.label = step.label
             job = replace(job, label=step.label)

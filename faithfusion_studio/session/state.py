@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
@@ -23,7 +25,7 @@ _log = logging.getLogger(__name__)
 JobKind: TypeAlias = Literal["repair", "fusion", "fisher", "export", "save"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JobState:
     """How far a job is."""
 
@@ -37,6 +39,8 @@ class JobState:
     paused: bool = False
     asked: str = ""
     """"pausing" or "stopping" from the request until the job reached its next step."""
+    picture: Float32[Tensor, "H W 3"] | None = None
+    """What it is making, roughly, [0, 1]; of engines that can tell."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ import html
 import math
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
+from faithfusion_studio.render.views import to_uint8
 from faithfusion_studio.session.state import JobState, SessionState
 
 Step: TypeAlias = Literal["repair", "accept", "fuse", "export", "save", "wait", "none"]
@@ -78,11 +81,15 @@ def _is_fused(state: SessionState) -> bool:
 
 
 class JobBar:
-    """A progress bar with one line below: how far, how long, whether it is stopping or paused."""
+    """A progress bar with one line below: how far, how long; and what is being made, where that is known."""
 
     def __init__(self, gui: Any) -> None:
         self._bar = gui.add_progress_bar(0.0, visible=False)
         self._line = gui.add_html("", visible=False)
+        self._picture = gui.add_image(
+            np.zeros((8, 8, 3), np.uint8), label="So far, roughly", jpeg_quality=80, visible=False
+        )
+        self._shown: Any = None
 
     def show(self, job: JobState | None, extra: str = "") -> None:
         """Show a job, or nothing.
@@ -93,6 +100,12 @@ class JobBar:
         """
         change(self._bar, visible=job is not None)
         change(self._line, visible=job is not None)
+        picture = None if job is None else job.picture
+        if picture is not self._shown:
+            self._shown = picture
+            if picture is not None:
+                self._picture.image = to_uint8(picture).numpy()
+            change(self._picture, visible=picture is not None)
         if job is None:
             return
         share = 100.0 * job.done / job.total if job.total else 0.0

@@ -141,6 +141,17 @@ def test_a_licence_is_shown_and_accepted_in_the_panel(studio):
     assert not s.gui.find("Repair segment").disabled
 
 
+def test_a_picture_of_what_an_engine_is_making_is_shown_while_it_works(studio):
+    s = studio(add_repair_panel)
+    picture = torch.full((4, 6, 3), 0.5)
+    job = JobState("repair", "Repair", done=1, total=4, picture=picture)
+    s.update(replace(s.session.state, job=job))
+    shown = s.gui.find("So far, roughly")
+    assert shown.visible and (shown.image == 128).all()
+    s.update(replace(s.session.state, job=None))
+    assert not shown.visible
+
+
 def test_without_an_offset_repair_is_off_and_says_why(studio):
     s = studio(add_repair_panel)
     assert not s.gui.find("Repair segment").disabled
