@@ -127,6 +127,12 @@ class TopologyChange:
     """True for rows that did not exist: reset their optimiser state and evidence."""
 
 
+def kept_rows(keep: Bool[Tensor, "N"]) -> TopologyChange:
+    """The change of rows that keeps some, in their order."""
+    source = keep.nonzero()[:, 0]
+    return TopologyChange(source, torch.zeros_like(source, dtype=torch.bool))
+
+
 def empty_gaussians(sh_degree: int = 0, device: torch.device | str = "cpu") -> Gaussians:
     """A set of no Gaussians."""
     zeros = torch.zeros

@@ -32,6 +32,12 @@ class RigidNode:
     turns_colors: bool = False
     """Whether view-dependent colour turns with the object, as it does in the world. The public driving
     models keep it in world axes, so their checkpoints look as they were trained with False."""
+    hidden: bool = False
+    """Taken out of every view for now; the recording still shows it (see `Scene.as_recorded`)."""
+    locked: bool = False
+    """Edits of it are refused until it is unlocked."""
+    color: tuple[float, float, float] | None = None
+    """RGB in [0, 1] that marks it in lists and outlines; its Gaussians keep theirs."""
 
     def pose_at(self, time: float) -> Float64[Tensor, "4 4"] | None:
         """Pose at a time (linear position, slerped rotation; ends are held), None while not visible."""
@@ -51,8 +57,8 @@ class RigidNode:
         return pose
 
     def placed_at(self, time: float) -> Gaussians | None:
-        """The Gaussians in world axes at a time (s), None while not visible."""
-        pose = self.pose_at(time)
+        """The Gaussians in world axes at a time (s), None while not visible or hidden."""
+        pose = None if self.hidden else self.pose_at(time)
         if pose is None:
             return None
         moved = self.gaussians if self.motion is None else self.motion.at(self.gaussians, time)

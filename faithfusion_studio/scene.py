@@ -305,6 +305,12 @@ class Scene:
             tone=None if self.tone is None else self.tone.to(device),
         )
 
+    def as_recorded(self) -> Scene:
+        """The same scene with hidden nodes shown: what the recorded frames are pictures of."""
+        if not any(node.hidden for node in self.nodes):
+            return self
+        return replace(self, nodes=tuple(replace(node, hidden=False) for node in self.nodes))
+
     def at(self, time: float) -> WorldGaussians:
         """Background and visible nodes placed at a time (s), in world axes."""
         parts, device = [self.background], self.device

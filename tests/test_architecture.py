@@ -16,6 +16,7 @@ FLOORS = {
     "session": 5,
     "training": 5,
     "fusion": 4,
+    "editing": 4,
     "video": 4,
     "information": 3,
     "repair": 3,

@@ -6,6 +6,7 @@ Shared by reconstruction and distillation; knows neither where a view came from 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from faithfusion_studio.fusion.losses import TrainingView, view_loss
 from faithfusion_studio.fusion.parameters import GaussianParameters
 from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
 from faithfusion_studio.gaussians import Gaussians, concatenate
+from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render.images import cubemap_image
 from faithfusion_studio.render.learning import AdamKind, adam_step, corrected_eps, reached_rows
 from faithfusion_studio.render.views import sky_image
@@ -112,7 +114,12 @@ class Learner:
         """
         view = view.to(self.device)
         leaves = self.parameters.leaves()
-        rendered, alphas, meta = self._rasterize(leaves, view.camera, sh_degree, absgrad=absgrad)
+        recorded = view.source == "recorded"
+        nodes = (self._scene.as_recorded() if recorded else self._scene).nodes
+        placed = self._placed(nodes, view.camera.time)
+        rendered, alphas, meta = self._rasterize(
+            leaves, placed, view.camera, sh_degree, absgrad=absgrad
+        )
         texels = None if self._sky is None else self._sky.value.detach().requires_grad_()
         behind = self._behind(texels, view.camera, alphas)
         exposure = self._exposure(view)
@@ -143,13 +150,18 @@ class Learner:
         return value, meta
 
     def _rasterize(
-        self, leaves: dict[str, Tensor], camera: Camera, sh_degree: int, *, absgrad: bool
+        self,
+        leaves: dict[str, Tensor],
+        placed: Gaussians | None,
+        camera: Camera,
+        sh_degree: int,
+        *,
+        absgrad: bool,
     ) -> tuple[Float32[Tensor, "1 H W 4"], Float32[Tensor, "1 H W 1"], RasterizationMeta]:
         """Colour and accumulated depth, opacity, and the lists."""
         from faithfusion_studio.render.rasterization import rasterization
 
         given = list(leaves.values())
-        placed = self._placed_nodes(camera.time)
         if placed is not None:
             nodes = (placed.means, placed.quats, placed.scales, placed.opacities, placed.sh)
             given = [torch.cat(pair) for pair in zip(given, nodes, strict=True)]
@@ -171,8 +183,8 @@ class Learner:
             absgrad=absgrad,
         )
 
-    def _placed_nodes(self, time: float) -> Gaussians | None:
-        placed = (node.placed_at(time) for node in self._scene.nodes)
+    def _placed(self, nodes: Sequence[RigidNode], time: float) -> Gaussians | None:
+        placed = (node.placed_at(time) for node in nodes)
         parts = [part for part in placed if part is not None]
         degree = self.parameters.sh_degree
         return concatenate(parts).with_sh_degree(degree) if parts else None

@@ -51,7 +51,7 @@ class Meters:
         from faithfusion_studio.metrics import psnr
         from faithfusion_studio.render.views import apply_exposure, render_view
 
-        values = []
+        values, scene = [], scene.as_recorded()
         for view in self._recorded:
             rgb = render_view(scene, view.camera).rgb
             if scene.exposures is not None:

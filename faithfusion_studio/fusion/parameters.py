@@ -338,6 +338,24 @@ class GaussianParameters:
                     self._steps = int(entry["steps"])
 
 
+def follow_moments(
+    moments: Mapping[str, Mapping[str, Tensor]], change: TopologyChange
+) -> dict[str, dict[str, Tensor]]:
+    """Saved optimiser state after an edit of the rows: rows carry theirs along, new ones have none."""
+
+    def followed(value: Tensor) -> Tensor:
+        if value.ndim == 0:  # the steps all rows have in common
+            return value
+        rows = value[change.source.to(value.device)]
+        fresh = change.is_new.to(value.device).view(-1, *[1] * (value.ndim - 1))
+        return rows.masked_fill(fresh, 0)
+
+    return {
+        kind: {name: followed(value) for name, value in entry.items()}
+        for kind, entry in moments.items()
+    }
+
+
 def _shape_terms(weights: LossWeights, voxel: float, count: int) -> ShapeTerms:
     shares = (weights.opacity, weights.scale, weights.flat, weights.shape)
     return ShapeTerms(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from faithfusion_studio.fusion.losses import FusionError
+from faithfusion_studio.fusion.parameters import follow_moments
 from faithfusion_studio.fusion.parts import FusionParts, TrainerLike
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.replay import RepairedView
@@ -46,6 +47,19 @@ class FusionState:
     moments: Moments | None = None
     checkpoint: TrainerCheckpoint | None = None
     """Where the stage after `stages` was stopped in the middle; its views are the newest of `replay`."""
+
+    def after_edit(self, change: TopologyChange | None) -> FusionState:
+        """What is left of it when the scene was edited by hand: the optimiser's moments, on the rows they belong to.
+
+        Stages and repaired views are of the scene before: replayed, they would teach back what was taken out.
+
+        Args:
+            change: Of the background's rows; None while they are the same.
+        """
+        moments = self.moments
+        if moments is not None and change is not None:
+            moments = follow_moments(moments, change)
+        return FusionState(moments=moments)
 
     @property
     def newest_views(self) -> tuple[RepairedView, ...]:

@@ -181,14 +181,28 @@ class _Blended:
     """d colour / d screen record."""
 
 
-def _blended(view: RasterizedView, camera: Camera, x: int, y: int) -> _Blended:
-    """What the rasteriser blended at a pixel, by its own rules, and its derivatives."""
-    meta, g = view.meta, view.world.gaussians
-    index, alphas, h = _candidates(meta, g.opacities, x, y)
+def pixel_weights(
+    view: RasterizedView, x: int, y: int
+) -> tuple[Int[Tensor, "V"], Float32[Tensor, "V"]]:
+    """The Gaussians of `view.world` that make up a pixel, front to back, and their blending weights."""
+    index, _, _, weights = _blending(view, x, y)
+    return index, weights
+
+
+def _blending(view: RasterizedView, x: int, y: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the rasteriser blended at a pixel, by its own rules: rows, alphas, h (see `_candidates`), weights."""
+    index, alphas, h = _candidates(view.meta, view.world.gaussians.opacities, x, y)
     through = torch.cumprod(1 - alphas, 0)
     kept = through > LEAST_TRANSMITTANCE
     index, alphas, h = index[kept], alphas[kept], h[kept]
     weights = alphas * torch.cat([through.new_ones(1), through[kept][:-1]])[: len(alphas)]
+    return index, alphas, h, weights
+
+
+def _blended(view: RasterizedView, camera: Camera, x: int, y: int) -> _Blended:
+    """What the rasteriser blended at a pixel and its derivatives."""
+    g = view.world.gaussians
+    index, alphas, h, weights = _blending(view, x, y)
     offset = g.means[index] - camera.position.to(g.means)
     colors = (eval_sh(g.sh_degree, g.sh[index], offset) + 0.5).clamp(min=0)
     gamma, behind = torch.zeros_like(colors), view.background[y, x].to(colors)

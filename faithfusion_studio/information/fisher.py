@@ -26,8 +26,8 @@ from faithfusion_studio.render.one_view import add_view
 from faithfusion_studio.render.views import (
     RasterizedView,
     apply_exposure,
+    gather_pixels,
     rasterize_view,
-    render_features,
 )
 from faithfusion_studio.rig import by_camera, spread_over_rig
 from faithfusion_studio.scene import PosedImage, Scene, StoredFisher
@@ -145,13 +145,14 @@ def accumulate_fisher(
     """Evidence of a scene's recording, one view per step.
 
     Args:
-        scene: With its recording.
+        scene: With its recording; hidden objects count, since the recorded frames show them.
         max_views: Use at most this many frames, spread evenly; None uses all.
         prior: Used for the calibration.
 
     Yields:
         Views done and views in all; the generator returns the evidence.
     """
+    scene = scene.as_recorded()
     accumulator = FisherAccumulator(scene, prior)
     indices = _spread(scene, max_views)
     for done, index in enumerate(indices, start=1):
@@ -286,15 +287,10 @@ def _spread(scene: Scene, count: int | None) -> list[int]:
 def _splatted(
     scene: Scene, camera: Camera, view: RasterizedView, squared: Tensor, weights: Tensor
 ) -> Tensor:
-    """Sums over pixels of w_ip r^2(p) and w_ip: the gradient of a rendered feature is its blending weight."""
-    device = view.alpha.device
-    feature = torch.zeros(len(view.world.gaussians), 2, device=device, requires_grad=True)
-    with torch.enable_grad():
-        rendered, _, _ = render_features(view, camera, feature)
-    pixels = torch.stack([squared, weights.to(squared)], -1)
-    (sums,) = torch.autograd.grad(rendered, feature, pixels)
-    out = torch.zeros(scene.num_gaussians, 2, device=device)
+    """Sums over pixels of w_ip r^2(p) and w_ip, by rows of the scene."""
+    sums = gather_pixels(view, camera, torch.stack([squared, weights.to(squared)], -1))
+    out = torch.zeros(scene.num_gaussians, 2, device=sums.device)
     rows = view.world.rows
     if rows is None:
         return sums
-    return out.index_add_(0, rows.to(device), sums)
+    return out.index_add_(0, rows.to(sums.device), sums)

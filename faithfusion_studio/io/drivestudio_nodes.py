@@ -327,7 +327,8 @@ def rigid_state(nodes: Sequence[RigidNode]) -> dict[str, Tensor]:
     for i, node in enumerate(nodes):
         low, high = float(node.timestamps[0]), float(node.timestamps[-1])
         for f, time in enumerate(times):
-            pose = node.pose_at(time) if low <= time <= high else None
+            shown = low <= time <= high and not node.hidden
+            pose = node.pose_at(time) if shown else None
             if pose is not None:
                 seen[f, i] = True
                 shift[f, i] = pose[:3, 3].float()

@@ -62,6 +62,11 @@ def put_node(tensors: dict[str, Tensor], prefix: str, node: RigidNode) -> dict[s
     entry: dict[str, Any] = {"name": node.name, "category": node.category}
     if node.turns_colors:
         entry["turns_colors"] = True
+    for mark in ("hidden", "locked"):
+        if getattr(node, mark):
+            entry[mark] = True
+    if node.color is not None:
+        entry["color"] = list(node.color)
     if node.motion is not None:
         entry["motion"] = _put_motion(tensors, f"{prefix}/motion", node.motion)
     return entry
@@ -88,7 +93,19 @@ def take_node(source: TensorTable, prefix: str, entry: Any) -> RigidNode:
         category=json_value(entry, "category", str),
         motion=motion,
         turns_colors=entry.get("turns_colors") is True,
+        hidden=entry.get("hidden") is True,
+        locked=entry.get("locked") is True,
+        color=_take_color(entry.get("color")),
     )
+
+
+def _take_color(value: Any) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+    if not numbers or len(value) != 3 or not all(0 <= v <= 1 for v in value):
+        raise LayoutError("the colour of an object is not three numbers in 0..1")
+    return (float(value[0]), float(value[1]), float(value[2]))
 
 
 def _put_motion(tensors: dict[str, Tensor], prefix: str, motion: Motion) -> dict[str, Any]:

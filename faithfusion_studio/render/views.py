@@ -212,6 +212,28 @@ def render_features(
     return rendered[0], alphas[0, :, :, 0], meta
 
 
+def gather_pixels(
+    view: RasterizedView, camera: Camera, pixels: Float32[Tensor, "H W D"]
+) -> Float32[Tensor, "N D"]:
+    """Any picture summed into the Gaussians that made it: sum over pixels of blending weight times value.
+
+    The transpose of `render_features`, as its gradient.
+
+    Args:
+        view: The same view, rasterised.
+        camera: Its camera.
+        pixels: Values to sum, D of them per pixel.
+
+    Returns:
+        One row per Gaussian of `view.world`; a picture of ones gives the pixels each one fills.
+    """
+    shape = (len(view.world.gaussians), pixels.shape[-1])
+    feature = torch.zeros(shape, device=view.alpha.device, requires_grad=True)
+    with torch.enable_grad():
+        rendered, _, _ = render_features(view, camera, feature)
+    return torch.autograd.grad(rendered, feature, pixels.to(rendered))[0]
+
+
 def apply_exposure(
     rgb: Float32[Tensor, "H W 3"], exposure: Float32[Tensor, "3 4"] | None
 ) -> Float32[Tensor, "H W 3"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,13 +14,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from faithfusion_studio import editing
+from faithfusion_studio.editing.fitting import Up
+from faithfusion_studio.editing.objects import MoveFrame
+from faithfusion_studio.editing.rows import Edited, EditError
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.fill import FILL
 from faithfusion_studio.fusion.schedule import FusionConfig, Stage, Weighting
 from faithfusion_studio.fusion.spawn import EmptyRule
 from faithfusion_studio.gaussians import Gaussians
-from faithfusion_studio.nodes import RigidNode
-from faithfusion_studio.scene import Scene, StoredFisher
+from faithfusion_studio.io import load_scene
+from faithfusion_studio.scene import Scene
 from faithfusion_studio.sky import ConstantSky
 
 
@@ -197,12 +202,49 @@ class MoveNode:
 
     name: str
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """World axes, m."""
+    """Along the axes of `frame`, m."""
     yaw: float = 0.0
     """Turn about its own up axis, rad, counter-clockwise from above."""
+    frame: MoveFrame = "world"
 
 
-Edit: TypeAlias = DeleteGaussians | SetSky | RemoveNode | MoveNode
+@dataclass(frozen=True)
+class MarkNode:
+    """Hide or show, lock or unlock, or colour a moving object; what is None stays."""
+
+    name: str
+    hidden: bool | None = None
+    locked: bool | None = None
+    color: tuple[float, float, float] | None = None
+    """RGB in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class DuplicateNode:
+    """Add a second object like one of the scene."""
+
+    name: str
+    offset: tuple[float, float, float] = (0.0, 3.0, 0.0)
+    """Forward, left, up of the object, m."""
+
+
+@dataclass(frozen=True)
+class ReplaceNode:
+    """Put another object, or the splats of a file, where an object drives; one of the two is given."""
+
+    name: str
+    node: str | None = None
+    """Name of the other object."""
+    path: str | None = None
+    """Any file that opens as a scene."""
+    up: Up = "+z"
+    """Which axis points up in the file."""
+    turn: float = 0.0
+    """Rad, counter-clockwise from above."""
+
+
+NodeEdit: TypeAlias = RemoveNode | MoveNode | MarkNode | DuplicateNode | ReplaceNode
+Edit: TypeAlias = DeleteGaussians | SetSky | NodeEdit
 Command: TypeAlias = (
     RepairSegment
     | AcceptFrames
@@ -226,99 +268,79 @@ Command: TypeAlias = (
 
 def edit_label(command: Edit) -> str:
     """What the history calls an edit."""
-    if isinstance(command, DeleteGaussians):
-        return f"Delete {len(command.rows)} splats"
-    if isinstance(command, SetSky):
-        return "Change the sky"
-    return f"{'Remove' if isinstance(command, RemoveNode) else 'Move'} {command.name}"
+    match command:
+        case DeleteGaussians():
+            return f"Delete {len(command.rows)} splats"
+        case SetSky():
+            return "Change the sky"
+        case MarkNode():
+            words = {True: ("Hide", "Lock"), False: ("Show", "Unlock")}
+            for given, at in ((command.hidden, 0), (command.locked, 1)):
+                if given is not None:
+                    return f"{words[given][at]} {command.name}"
+            return f"Colour {command.name}"
+        case ReplaceNode():
+            return f"Replace {command.name} by {command.node or Path(command.path or '').name}"
+    verbs = {RemoveNode: "Remove", MoveNode: "Move", DuplicateNode: "Duplicate"}
+    return f"{verbs[type(command)]} {command.name}"
 
 
-def apply_edit(scene: Scene, command: Edit) -> Scene:
+def apply_edit(
+    scene: Scene, command: Edit, *, load: Callable[[Path], Scene] = load_scene
+) -> Edited:
     """The scene after an edit; untouched tensors are shared, evidence rows follow.
 
     Args:
         scene: The scene before; stays as it is.
         command: What to change.
+        load: Reads a scene file.
 
     Raises:
-        CommandError: The edit names something this scene does not have.
+        CommandError: The scene does not allow the edit, or names something it does not have.
+        StudioError: A file cannot be read.
     """
-    if isinstance(command, DeleteGaussians):
-        return _delete(scene, command.rows)
-    if isinstance(command, SetSky):
-        if not all(math.isfinite(c) and 0 <= c <= 1 for c in command.color):
-            raise CommandError(f"the sky colour {command.color} is not three numbers in 0..1.")
-        fisher = None if scene.fisher is None else replace(scene.fisher, sky=None)
-        color = torch.tensor(command.color, device=scene.device)
-        return replace(scene, sky=ConstantSky(color), fisher=fisher)
-    index = _node_index(scene, command.name)
-    if isinstance(command, RemoveNode):
-        start = len(scene.background) + sum(len(n.gaussians) for n in scene.nodes[:index])
-        rows = torch.arange(start, start + len(scene.nodes[index].gaussians))
-        kept = scene.nodes[:index] + scene.nodes[index + 1 :]
-        return replace(scene, nodes=kept, fisher=_without_rows(scene, rows))
-    moved = _moved(scene.nodes[index], command)
-    return replace(scene, nodes=(*scene.nodes[:index], moved, *scene.nodes[index + 1 :]))
+    try:
+        match command:
+            case DeleteGaussians():
+                return editing.delete_rows(scene, command.rows)
+            case SetSky():
+                return Edited(_with_sky(scene, command.color))
+            case _:
+                return _edited_node(scene, command, load)
+    except EditError as error:
+        raise CommandError(str(error)) from error
 
 
-def _moved(node: RigidNode, command: MoveNode) -> RigidNode:
-    if not all(math.isfinite(v) for v in (*command.offset, command.yaw)):
-        raise CommandError(f"{command.name} cannot be moved by a distance that is not finite.")
-    c, s = math.cos(command.yaw), math.sin(command.yaw)
-    turn = torch.eye(4, dtype=node.poses.dtype)
-    turn[:2, :2] = torch.tensor([[c, -s], [s, c]], dtype=node.poses.dtype)
-    poses = node.poses @ turn
-    poses[:, :3, 3] += torch.tensor(command.offset, dtype=poses.dtype)
-    return replace(node, poses=poses)
+def _edited_node(scene: Scene, command: NodeEdit, load: Callable[[Path], Scene]) -> Edited:
+    name = command.name
+    match command:
+        case RemoveNode():
+            return editing.remove_node(scene, name)
+        case MoveNode(offset=offset, yaw=yaw, frame=frame):
+            return editing.move_node(scene, name, offset=offset, yaw=yaw, frame=frame)
+        case MarkNode(hidden=hidden, locked=locked, color=color):
+            return editing.mark_node(scene, name, hidden=hidden, locked=locked, color=color)
+        case DuplicateNode():
+            return editing.duplicate_node(scene, name, offset=command.offset)
+        case ReplaceNode():
+            by = _replacement(command, load)
+            return editing.replace_node(scene, name, by, up=command.up, turn=command.turn)
 
 
-def _node_index(scene: Scene, name: str) -> int:
-    names = [node.name for node in scene.nodes]
-    if name not in names:
-        known = ", ".join(names) if names else "none"
-        raise CommandError(f"there is no object called {name!r}; the scene has: {known}.")
-    return names.index(name)
+def _with_sky(scene: Scene, color: tuple[float, float, float]) -> Scene:
+    if not all(math.isfinite(c) and 0 <= c <= 1 for c in color):
+        raise CommandError(f"the sky colour {color} is not three numbers in 0..1.")
+    fisher = None if scene.fisher is None else replace(scene.fisher, sky=None)
+    return replace(scene, sky=ConstantSky(torch.tensor(color, device=scene.device)), fisher=fisher)
 
 
-def _delete(scene: Scene, rows: Tensor) -> Scene:
-    total = scene.num_gaussians
-    if len(rows) == 0:
-        raise CommandError("no splats are selected; select some first.")
-    if int(rows.min()) < 0 or int(rows.max()) >= total:
-        raise CommandError(
-            f"row {int(rows.max())} does not exist; the scene has {total} splats. Select again."
-        )
-    keep = torch.ones(total, dtype=torch.bool)
-    keep[rows.cpu()] = False
-    start = len(scene.background)
-    nodes = []
-    for node in scene.nodes:
-        part = keep[start : start + len(node.gaussians)]
-        nodes.append(replace(node, gaussians=_rows(node.gaussians, part)))
-        start += len(node.gaussians)
-    background = _rows(scene.background, keep[: len(scene.background)])
-    return replace(
-        scene, background=background, nodes=tuple(nodes), fisher=_without_rows(scene, rows)
-    )
-
-
-def _rows(gaussians: Gaussians, keep: Tensor) -> Gaussians:
-    return gaussians if bool(keep.all()) else gaussians.select(keep.to(gaussians.means.device))
-
-
-def _without_rows(scene: Scene, rows: Tensor) -> StoredFisher | None:
-    fisher = scene.fisher
-    if fisher is None:
-        return None
-    keep = torch.ones(scene.num_gaussians, dtype=torch.bool)
-    keep[rows.cpu()] = False
-    variance = fisher.residual_variance
-    return replace(
-        fisher,
-        blocks=fisher.blocks[keep],
-        sh=fisher.sh[keep],
-        residual_variance=None if variance is None else variance[keep],
-    )
+def _replacement(command: ReplaceNode, load: Callable[[Path], Scene]) -> str | Gaussians:
+    """The name of the other object, or what a file shows at its first moment."""
+    if bool(command.node) == bool(command.path):
+        raise CommandError("name another object or a file to put there, one of the two.")
+    if command.node:
+        return command.node
+    return load(Path(str(command.path)).expanduser()).at(0.0).gaussians
 
 
 # --------------------------------------------------------------------------------------- checks

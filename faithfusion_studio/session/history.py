@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from faithfusion_studio.scene import Scene
+from faithfusion_studio.scene import Scene, StoredFisher
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Entry:
     scene: Scene
     """While spilled, only what is not in the file (the recording)."""
     optimizer_state: object = None
+    """While spilled, this and the evidence, with places where their tensors were."""
     file: Path | None = None
     """Where it was spilled to."""
 
@@ -102,12 +103,14 @@ class History:
             raise IndexError(index)
         entry = self._entries[index]
         if entry.file is not None:
-            scene = self._load(entry.file).to(entry.scene.device)
-            moments = entry.optimizer_state
-            if moments is not None:
-                moments = _put_back(moments, scene.extra_tensors)
+            scene = self._load(entry.file)
+            kept = _put_back(entry.optimizer_state, scene.extra_tensors)
+            moments, fisher = kept["optimizer"], kept["fisher"]
+            evidence = None if fisher is None else StoredFisher(**fisher)
             scene = replace(
-                scene, capture=entry.scene.capture, extra_tensors=entry.scene.extra_tensors
+                replace(scene, fisher=evidence).to(entry.scene.device),
+                capture=entry.scene.capture,
+                extra_tensors=entry.scene.extra_tensors,
             )
             _forget(entry)
             entry = replace(entry, scene=scene, optimizer_state=moments, file=None)
@@ -139,9 +142,13 @@ class History:
             self._folder = Path(tempfile.mkdtemp(prefix="ff-studio-history-"))
             self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, True)
         file = self._folder / f"{entry.number}.ckpt"
-        moments: dict[str, Tensor] = {}
-        skeleton = _take_out(entry.optimizer_state, moments)
-        self._save(replace(entry.scene, capture=None, extra_tensors=moments), file)
+        # A scene file rounds the evidence, which a history may not.
+        fisher, tensors = entry.scene.fisher, {}
+        evidence = (
+            None if fisher is None else {f.name: getattr(fisher, f.name) for f in _init(fisher)}
+        )
+        skeleton = _take_out({"optimizer": entry.optimizer_state, "fisher": evidence}, tensors)
+        self._save(replace(entry.scene, capture=None, fisher=None, extra_tensors=tensors), file)
         rest = Scene(
             background=entry.scene.background.select(_no_rows(entry.scene)),
             capture=entry.scene.capture,

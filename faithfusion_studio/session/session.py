@@ -265,8 +265,12 @@ class Session:
                 self._travel(command)
             case _:
                 self._runner.require_idle()
-                scene = c.apply_edit(self._history.current.scene, command)
-                self._history.push(c.edit_label(command), scene)
+                entry = self._history.current
+                edited = c.apply_edit(entry.scene, command, load=self._engines.load)
+                reached = entry.optimizer_state
+                if isinstance(reached, FusionState):
+                    reached = reached.after_edit(edited.background)
+                self._history.push(c.edit_label(command), edited.scene, reached)
                 self._runner.show()
 
     def _accept(self, command: c.AcceptFrames) -> None:

@@ -50,6 +50,10 @@ class NodeInfo:
     name: str
     category: str
     num_gaussians: int
+    hidden: bool = False
+    locked: bool = False
+    color: tuple[float, float, float] | None = None
+    """RGB in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +123,10 @@ def scene_facts(scene: Scene) -> dict[str, Any]:
         "num_gaussians": scene.num_gaussians,
         "num_generated": sum(counts) - counts[Provenance.RECORDED],
         "provenance": tuple((p.name.lower(), counts[p]) for p in Provenance if counts[p]),
-        "nodes": tuple(NodeInfo(n.name, n.category, len(n.gaussians)) for n in scene.nodes),
+        "nodes": tuple(
+            NodeInfo(n.name, n.category, len(n.gaussians), n.hidden, n.locked, n.color)
+            for n in scene.nodes
+        ),
     }
 
 

@@ -13,7 +13,7 @@ def test_deleting_takes_rows_of_background_node_and_evidence(tools):
     scene = tools.scene(n=10)
     fisher = replace(scene.fisher, blocks=torch.arange(14.0)[:, None].repeat(1, 91))
     scene = replace(scene, fisher=fisher)
-    edited = c.apply_edit(scene, c.DeleteGaussians(torch.tensor([0, 3, 10])))
+    edited = c.apply_edit(scene, c.DeleteGaussians(torch.tensor([0, 3, 10]))).scene
     assert len(edited.background) == 8
     assert len(edited.nodes[0].gaussians) == 3
     assert edited.fisher.blocks[:, 0].tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 13]
@@ -22,7 +22,7 @@ def test_deleting_takes_rows_of_background_node_and_evidence(tools):
 
 def test_an_edit_shares_what_it_does_not_touch(tools):
     scene = tools.scene()
-    edited = c.apply_edit(scene, c.DeleteGaussians(torch.tensor([12])))
+    edited = c.apply_edit(scene, c.DeleteGaussians(torch.tensor([12]))).scene
     assert edited.background is scene.background
     assert edited.capture is scene.capture
 
@@ -33,7 +33,7 @@ def test_a_row_that_does_not_exist_is_named(tools):
 
 
 def test_removing_a_node_removes_its_evidence(tools):
-    edited = c.apply_edit(tools.scene(), c.RemoveNode("car"))
+    edited = c.apply_edit(tools.scene(), c.RemoveNode("car")).scene
     assert edited.nodes == ()
     assert len(edited.fisher.blocks) == 10
 
@@ -45,13 +45,13 @@ def test_an_unknown_node_is_answered_with_the_known_ones(tools):
 
 def test_moving_a_node_shifts_in_the_world_and_turns_about_itself(tools):
     command = c.MoveNode("car", offset=(1.0, 2.0, 0.0), yaw=math.pi / 2)
-    pose = c.apply_edit(tools.scene(), command).nodes[0].poses[0]
+    pose = c.apply_edit(tools.scene(), command).scene.nodes[0].poses[0]
     assert torch.allclose(pose[:3, 3], torch.tensor([1.0, 2.0, 0.0], dtype=pose.dtype))
     assert torch.allclose(pose[:3, 0], torch.tensor([0.0, 1.0, 0.0], dtype=pose.dtype))
 
 
 def test_the_sky_becomes_one_colour(tools):
-    sky = c.apply_edit(tools.scene(), c.SetSky((0.1, 0.2, 0.3))).sky
+    sky = c.apply_edit(tools.scene(), c.SetSky((0.1, 0.2, 0.3))).scene.sky
     assert torch.allclose(
         sky.radiance(torch.tensor([[0.0, 0, 1]])), torch.tensor([[0.1, 0.2, 0.3]])
     )
