@@ -83,6 +83,13 @@ class Rig:
         return min(moments, default=0), max(moments, default=0) + 1
 
 
+def single(count: int) -> Rig:
+    """One camera without a name that takes a frame at each moment."""
+    rows = tuple((i,) for i in range(count))
+    times = tuple(float(i) for i in range(count))
+    return Rig(("",), times, rows, tuple((i, 0) for i in range(count)))
+
+
 @lru_cache(maxsize=4)
 def rig_of(trajectory: Trajectory) -> Rig:
     """The rig that drove a path.

@@ -106,6 +106,25 @@ class PosedImage:
         rgb = torch.from_numpy(np.ascontiguousarray(raw[:, :, ::-1]))
         return rgb.to(torch.float32) / 255.0
 
+    def thumbnail(self, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A small picture in a fraction of the time of `image`, as high as its shape asks for.
+
+        Raises:
+            SceneError: The bytes are not an image.
+        """
+        import cv2
+
+        kinds = {f: getattr(cv2, f"IMREAD_REDUCED_COLOR_{f}") for f in (8, 4, 2)}
+        fits = [kind for f, kind in kinds.items() if self.camera.width >= f * width]
+        raw = None
+        if fits and self.lens is None:  # a JPEG can be decoded at a fraction of its size
+            data = np.frombuffer(self._recorded(), np.uint8)
+            raw = cv2.imdecode(data, fits[0] | cv2.IMREAD_IGNORE_ORIENTATION)
+        raw = self._decoded() if raw is None else raw  # which says what is wrong
+        height = max(1, round(width * self.camera.height / self.camera.width))
+        small = cv2.resize(raw, (width, height), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(small[:, :, ::-1])
+
     def _decoded(self) -> np.ndarray:
         """[H, W, 3] BGR bytes of the pinhole picture, at the camera's size."""
         import cv2

@@ -14,8 +14,9 @@ from typing import Any
 
 import viser
 
-from faithfusion_studio.cameras import Camera, Segment, Trajectory
+from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.rig import Rig, rig_of, single
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.keys import keys, register
 from faithfusion_studio.studio.legend import legend
@@ -55,13 +56,18 @@ class ClientStudio:
         self._closed = False
         self.window = ClientWindow(client)
         scene = session.store.latest().scene
-        self.view = View(_first_view(scene), num_frames=_num_frames(scene), window=self.window)
+        self.view = View(
+            _first_view(scene),
+            num_frames=_num_frames(scene),
+            window=self.window,
+            rig=_rig(scene),
+        )
         self.follower = PathFollower(self.window, self._recorded)
         self.window.set_clock(self._time)
         self.viewport = Viewport(
             self.window, session, self.view, before=lambda: session.before_scene
         )
-        self.player = Player(self.view, self._recorded)
+        self.player = Player(self.view)
         self.graph = PathGraph(client, self._snap)
         self.handle = OffsetHandle(client.scene, self.window.pose, self.view)
         self._updates: list[Callable[[Any], None]] = []
@@ -272,10 +278,18 @@ def _num_frames(scene: Scene) -> int:
     return 0 if scene.capture is None else len(scene.capture.trajectory)
 
 
+def _rig(scene: Scene) -> Rig:
+    return rig_of(scene.capture.trajectory) if scene.capture and len(scene.capture) else single(0)
+
+
 def _first_view(scene: Scene) -> ViewState:
-    count = _num_frames(scene)
+    rig = _rig(scene)
+    count = len(rig)
     start, stop = (10, 31) if count > 40 else (count // 4, max(3 * count // 4, 1))
-    return ViewState(segment=Segment(start, max(stop, start + 1)))
+    return ViewState(
+        segment=rig.segment(start, max(stop, start + 1)),
+        filmstrip="cameras" if rig.several else "off",
+    )
 
 
 def _tabs() -> list[tuple[str, Callable[[Any, Any, View], Callable[[Any], None]]]]:

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.render.views import to_uint8
+from faithfusion_studio.render.views import colorize, to_uint8
 from faithfusion_studio.scene import Scene
-from faithfusion_studio.studio.layers import ViewLayers
+from faithfusion_studio.studio.layers import PALETTES, ViewLayers, table
 from faithfusion_studio.studio.lens import see_through, shares_centre
 from faithfusion_studio.studio.view_state import EIG_LAYERS, ViewState
 
+DIFFERENCE_GAIN = 4.0
+"""A mean difference of 1 / 4 of the colour range is the hottest."""
 NO_FISHER = (
     'EIG needs the evidence of the recorded views: press "Measure the evidence" in the tab Look.'
 )
@@ -44,6 +46,8 @@ class Picture:
     image: Float32[Tensor, "H W 3"]
     problem: str = ""
     """Why a part could not be shown as asked, one sentence."""
+    inside: Bool[Tensor, "H W"] | None = None
+    """Where a still has pixels; None: everywhere."""
 
 
 StillSource = Callable[[str, ViewState], Still | None]
@@ -61,6 +65,8 @@ def compose(
     if state.compare == "off":
         return left
     right = _side(state.compare_with, state, layers, before, stills)
+    if state.compare == "difference":
+        return _apart(left, right)
     join = _beside if state.compare == "side" else _wiped
     return Picture(join(left.image, right.image, state.wipe), left.problem or right.problem)
 
@@ -110,13 +116,27 @@ def _still(source: str, state: ViewState, layers: ViewLayers, stills: StillSourc
     image, inside = (
         t.to(dimmed.device) for t in see_through(still.image, still.camera, layers.camera)
     )
+    covered = inside if still.changed is None else None
     outside = dimmed if still.changed is None else layers.rgb
     picture = torch.where(inside[..., None], image.clamp(0, 1), outside)
     if still.changed is not None:
         mask = still.changed[..., None].expand_as(still.image).contiguous()
         changed, _ = see_through(mask, still.camera, layers.camera)
         picture = torch.where(changed.to(dimmed.device) > 0.5, picture, layers.rgb)
-    return Picture(picture)
+    return Picture(picture, inside=covered)
+
+
+def _apart(left: Picture, right: Picture) -> Picture:
+    """How far two pictures are apart, in heat; dimmed where one of them has no pixels."""
+    problem = left.problem or right.problem
+    if problem:
+        return Picture(right.image if right.problem else left.image, problem)
+    distance = (left.image - right.image).abs().mean(-1) * DIFFERENCE_GAIN
+    image = colorize(distance, table(PALETTES["difference"]))
+    for side in (left, right):
+        if side.inside is not None:
+            image = torch.where(side.inside[..., None], image, right.image)
+    return Picture(image)
 
 
 def _wiped(left: Tensor, right: Tensor, position: float) -> Tensor:

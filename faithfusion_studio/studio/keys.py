@@ -14,6 +14,7 @@ from faithfusion_studio.cameras import Segment
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.session.commands import Redo, RepairSegment, Undo
+from faithfusion_studio.studio.photo_section import no_photo
 from faithfusion_studio.studio.view_state import LAYERS, View
 
 STEP = 0.25
@@ -47,7 +48,7 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         return lambda: view.set(offset=snapped(view.get().offset + metres), follow=True)
 
     def frame(step: int) -> Callable[[], None]:
-        return lambda: view.set(frame=view.get().frame + step, playing=False, follow=True)
+        return lambda: view.set(frame=view.frame_at(view.moment + step), playing=False, follow=True)
 
     def toggle(field: str) -> Callable[[], None]:
         return lambda: view.set(**{field: not getattr(view.get(), field)})
@@ -59,8 +60,21 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         view.set(layer="rgb" if view.get().layer == "overlay" else "overlay")
 
     def wipe() -> None:
-        order = {"off": "wipe", "wipe": "side", "side": "off"}
+        order = {"off": "wipe", "wipe": "side", "side": "difference", "difference": "off"}
         view.set(compare=order[view.get().compare])
+
+    def next_camera() -> None:
+        view.look_through(view.rig.camera_of(view.get().frame) + 1)
+
+    def photo() -> None:
+        state = view.get()
+        if state.compare != "off" and state.compare_with == "photo":
+            view.set(compare="off")
+            return
+        reason = no_photo(session.store.latest().scene, state)
+        if reason:
+            raise KeyPressError(reason)
+        view.set(layer="rgb", compare="wipe", compare_with="photo")
 
     def flicker() -> None:
         state = view.get()
@@ -86,7 +100,9 @@ def keys(session: Any, view: View, go_to_path: Callable[[], None]) -> list[Key]:
         Key("M", "Tint UCR red on or off", "M", toggle("tint")),
         Key("X", "Before or after the last fusion", "X", toggle("before")),
         Key("B", "Flicker: repaired frame or rendering", "B", flicker),
-        Key("V", "Comparison: off, wipe, side by side", "V", wipe),
+        Key("V", "Comparison: off, wipe, side by side, difference", "V", wipe),
+        Key("F", "Recorded photo beside the rendering, on or off", "F", photo),
+        Key("N", "Next camera of the rig", "N", next_camera, listed=view.rig.several),
         Key(", .", "One frame back or on", ",", frame(-1)),
         Key(".", "One frame on", ".", frame(1), listed=False),
         Key("[ ]", f"{STEP} m to the left or right", "[", shift(STEP)),

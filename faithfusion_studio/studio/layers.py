@@ -37,7 +37,13 @@ DEPTH_RANGE = (1.0, 100.0)
 """Ends of the logarithmic depth scale, m."""
 NATS_KNEE = 0.05
 """The scale of EIG is linear below this and logarithmic above, nats."""
-PALETTES = {"depth": "turbo", "alpha": "gray", "eig": "inferno", "calibrated": "inferno"}
+PALETTES = {
+    "depth": "turbo",
+    "alpha": "gray",
+    "eig": "inferno",
+    "calibrated": "inferno",
+    "difference": "inferno",
+}
 UCR_COLOR = (0.95, 0.16, 0.16)
 BAND_COLOR = (1.0, 0.72, 0.10)
 GENERATED_COLOR = (1.0, 0.15, 0.85)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 
+from faithfusion_studio.studio.compose import DIFFERENCE_GAIN
 from faithfusion_studio.studio.layers import (
     DEPTH_RANGE,
     HISTOGRAM_BINS,
@@ -66,13 +67,15 @@ def _ticks(scale: str, eig_max: float) -> list[tuple[float, str]]:
         values = [v for v in (0.0, 0.1, 0.5, 2.0) if v < 0.7 * end] + [end]
         whole = math.log1p(end / NATS_KNEE)
         return [(math.log1p(v / NATS_KNEE) / whole, f"{v:.2g}") for v in values]
+    if scale == "difference":
+        return [(v / 4, f"{v / 4 / DIFFERENCE_GAIN:.2g}") for v in range(5)]
     return [(v / 4, f"{v / 4:g}") for v in range(5)]
 
 
 def legend(state: ViewState, measurement: Measurement) -> str:
     """The card on the picture: what is shown, its scale, and the value asked for."""
     lines = [_title(state)]
-    for layer in _shown_layers(state):
+    for layer in ["difference"] if state.compare == "difference" else _shown_layers(state):
         lines.append(color_bar(layer, measurement.eig_max))
     if state.tint:
         lines.append(_swatches())
@@ -99,6 +102,10 @@ def _shown_layers(state: ViewState) -> list[str]:
 def _title(state: ViewState) -> str:
     name = "Before the last fusion: " if state.before else ""
     name += SOURCES[state.layer]
+    if state.compare == "difference":
+        other = html.escape(SOURCES[state.compare_with])
+        tail = "<div style='color:#c9cfda'>mean over the colours; dark = alike</div>"
+        return f"<b>Difference: {html.escape(name)} and {other}</b>{tail}"
     if state.compare != "off":
         return (
             f"<b>{html.escape(name)}</b> <span style='color:#9aa4b5'>left</span> · "

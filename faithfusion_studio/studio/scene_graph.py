@@ -6,7 +6,6 @@ of the picture.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +13,7 @@ import viser
 
 from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.gaussians import Gaussians
+from faithfusion_studio.rig import spread_over_rig
 from faithfusion_studio.studio.view_state import ViewState
 
 RECORDED_COLOR = (255, 255, 255)
@@ -51,8 +51,7 @@ class PathGraph:
         line = self._line("/recorded", ground(recorded), RECORDED_COLOR, 2.0)
         if line is not None:
             self._recorded.append(line)
-        step = math.ceil(len(recorded) / MAX_CAMERAS)
-        for index in range(0, len(recorded), step):
+        for index in spread_over_rig([c.name for c in recorded.cameras], MAX_CAMERAS):
             self._cameras.append(self._frustum(index, recorded.cameras[index]))
 
     def update(self, state: ViewState, shown: Trajectory | None, *, moving: bool = False) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from faithfusion_studio.cameras import Camera, Segment
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.rig import Rig, single
 
 LAYERS: dict[str, str] = {
     "rgb": "Colour",
@@ -49,7 +50,8 @@ Source = Literal[
     "confidence",
 ]
 EigForm = Literal["block", "trace", "diagonal", "joint", "released"]
-Compare = Literal["off", "side", "wipe"]
+Compare = Literal["off", "side", "wipe", "difference"]
+Filmstrips = Literal["off", "cameras", "drive"]
 EIG_LAYERS = frozenset({"eig", "calibrated", "overlay"})
 MAX_OFFSET = 6.0
 """Range of the lateral offset to either side, m."""
@@ -77,7 +79,8 @@ class ViewState:
     layer: Source = "rgb"
     """What fills the picture (or its left part while comparing)."""
     compare: Compare = "off"
-    """"side": two halves with the same middle of the picture; "wipe": one picture, divided."""
+    """"side": two halves with the same middle of the picture; "wipe": one picture, divided; "difference": how far
+    the two are apart."""
     compare_with: Source = "photo"
     """What stands on the right while comparing."""
     wipe: float = 0.5
@@ -94,7 +97,7 @@ class ViewState:
     highlight: tuple[int, ...] = ()
     """Rows of splats that are drawn in cyan: the causes of the last pixel that was asked about."""
     frame: int = 0
-    """Index into the recorded trajectory; also sets the time of moving objects."""
+    """Index into the recorded trajectory, which says camera and moment; also sets the time of moving objects."""
     offset: float = 0.0
     """Lateral offset of the shown path, m, positive is left."""
     segment: Segment = Segment(0, 1)
@@ -104,6 +107,8 @@ class ViewState:
     """True while the camera stands on the shown path; False in free flight."""
     show_paths: bool = True
     show_cameras: bool = False
+    filmstrip: Filmstrips = "off"
+    """Small photos in the timeline: of all cameras now, or of moments along the drive."""
     fov_scale: float = 1.0
     """Factor on the recorded lens' field of view; 1 is the recorded lens."""
 
@@ -167,7 +172,9 @@ class Window(Protocol):
 class View:
     """The newest `ViewState` of one client, for panels, keys and the viewport alike."""
 
-    def __init__(self, state: ViewState, *, num_frames: int, window: Window) -> None:
+    def __init__(
+        self, state: ViewState, *, num_frames: int, window: Window, rig: Rig | None = None
+    ) -> None:
         self._state = state
         self._lock = threading.RLock()
         self._subscribers: list[Callable[[ViewState], None]] = []
@@ -176,6 +183,9 @@ class View:
         self._window = window
         self.num_frames = num_frames
         """Frames of the recorded trajectory; 0 without a recording."""
+        self.rig = rig or single(num_frames)
+        """Moments and cameras of the recorded trajectory."""
+        self._wipes: dict[int, float] = {}
 
     def get(self) -> ViewState:
         """The newest state."""
@@ -195,6 +205,27 @@ class View:
             subscribers = tuple(self._subscribers)
         for call in subscribers:
             self._tell(call, state)
+
+    @property
+    def moment(self) -> int:
+        """The moment of the shown frame."""
+        return self.rig.moment_of(self._state.frame)
+
+    def frame_at(self, moment: int) -> int:
+        """The shown camera's frame at a moment."""
+        if not self.num_frames:
+            return 0
+        return self.rig.frame_at(moment, self.rig.camera_of(self._state.frame))
+
+    def look_through(self, camera: int) -> None:
+        """Another camera of the rig, at the same moment, with the divider where it stood for this camera."""
+        if not self.num_frames:
+            return
+        state = self._state
+        self._wipes[self.rig.camera_of(state.frame)] = state.wipe
+        camera %= len(self.rig.names)
+        frame = self.rig.frame_at(self.rig.moment_of(state.frame), camera)
+        self.set(frame=frame, follow=True, wipe=self._wipes.get(camera, 0.5))
 
     def _tell(self, call: Callable[[Any], None], news: Any) -> None:
         """One listener that fails must not keep the others, or the setter, from going on."""

@@ -5,13 +5,13 @@ from street_scene import street
 
 from faithfusion_studio.session.commands import Redo, RepairSegment, Undo
 from faithfusion_studio.studio.keys import KeyPressError, keys, snapped
-from faithfusion_studio.studio.player import frame_at, play_times
+from faithfusion_studio.studio.player import moment_at, play_times
 
 
 def test_play_times_follow_the_recording():
-    times = play_times(street(frames=4).capture.trajectory)
+    times = play_times(street(frames=4).capture.trajectory.timestamps)
     assert times == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert [frame_at(times, t) for t in (0.0, 0.09, 0.15, 0.9)] == [0, 0, 1, 3]
+    assert [moment_at(times, t) for t in (0.0, 0.09, 0.15, 0.9)] == [0, 0, 1, 3]
 
 
 def press(table, hotkey, modifier=None):

@@ -9,9 +9,16 @@ from urllib.parse import quote
 
 from faithfusion_studio.session.commands import ComputeFisher
 from faithfusion_studio.studio.legend import histogram_svg, shares
+from faithfusion_studio.studio.photo_section import PhotoSection
 from faithfusion_studio.studio.view_state import LAYERS, SOURCES, Measurement, View, ViewState
 
-COMPARE = {"off": "One picture", "wipe": "Wipe", "side": "Side by side"}
+COMPARE = {
+    "off": "One picture",
+    "wipe": "Wipe",
+    "side": "Side by side",
+    "difference": "Difference",
+}
+STRIPS = {"off": "Off", "cameras": "All cameras, now", "drive": "Along the drive"}
 FORMS = {
     "block": "Block (log-det, default)",
     "trace": "Trace (the paper's bound)",
@@ -27,6 +34,7 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
     layer = gui.add_dropdown(
         "Layer", tuple(LAYERS.values()), initial_value=LAYERS.get(state.layer, "Colour")
     )
+    photo = PhotoSection(gui, session, view)
     compare = gui.add_dropdown(
         "Compare", tuple(COMPARE.values()), initial_value=COMPARE[state.compare]
     )
@@ -59,6 +67,7 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
             _assign(layer, LAYERS[state.layer])
         _assign(compare, COMPARE[state.compare])
         _assign(compare_with, SOURCES[state.compare_with])
+        photo.update(state)
         _assign(wipe, state.wipe)
         _assign(tint, state.tint)
         _assign(threshold, state.threshold)
@@ -84,16 +93,19 @@ def add_look_panel(gui: Any, session: Any, view: View) -> Callable[[Any], None]:
         _show(threshold, ready)
         _show(numbers, True)
         if not ready:
-            words = "EIG is not available: the evidence of the recorded views is not measured yet."
-            if not session_state.has_recording:
-                words = "EIG is not available: this scene came without a recording."
-            _content(numbers, _note(words))
+            _content(numbers, _note(_no_eig(session_state.has_recording)))
         else:
             show_numbers(view.measurement)
         evidence.disabled = session_state.job is not None
 
     show_view(state)
     return update
+
+
+def _no_eig(has_recording: bool) -> str:
+    if not has_recording:
+        return "EIG is not available: this scene came without a recording."
+    return "EIG is not available: the evidence of the recorded views is not measured yet."
 
 
 def _bind(
@@ -148,6 +160,12 @@ def _add_more(gui: Any, view: View) -> Callable[[ViewState], None]:
         state.show_paths,
         hint="On the road: recorded white, shown blue, segment orange. Key P.",
     )
+    strip = gui.add_dropdown(
+        "Filmstrip",
+        tuple(STRIPS.values()),
+        initial_value=STRIPS[state.filmstrip],
+        hint="Small photos in the timeline; a click goes there.",
+    )
     cameras = gui.add_checkbox(
         "Cameras", state.show_cameras, hint="The recorded cameras in 3D; click one to go there."
     )
@@ -172,6 +190,11 @@ def _add_more(gui: Any, view: View) -> Callable[[ViewState], None]:
     def _(_event: Any) -> None:
         view.set(show_paths=paths.value)
 
+    @strip.on_update
+    @view.guarded
+    def _(_event: Any) -> None:
+        view.set(filmstrip=_key(STRIPS, strip.value))
+
     @cameras.on_update
     @view.guarded
     def _(_event: Any) -> None:
@@ -191,6 +214,7 @@ def _add_more(gui: Any, view: View) -> Callable[[ViewState], None]:
         _assign(opacity, state.overlay_opacity)
         _assign(form, FORMS[state.eig_form])
         _assign(paths, state.show_paths)
+        _assign(strip, STRIPS[state.filmstrip])
         _assign(cameras, state.show_cameras)
         _assign(lens, state.fov_scale)
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from faithfusion_studio.cameras import Segment
 from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.rig import Rig
 from faithfusion_studio.session.commands import RepairSegment, Stop
 from faithfusion_studio.session.engines import RepairEngine
 from faithfusion_studio.session.state import SessionState
@@ -50,7 +52,8 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     def show_choice(shown: ViewState) -> None:
         wanted = stage()
         count = wanted.segment[1] - wanted.segment[0]
-        change(what, content=raw_note(_describe(wanted, count)) if view.num_frames else "")
+        text = raw_note(_describe(wanted, count, view.rig)) if view.num_frames else ""
+        change(what, content=text)
         choice.show(count)
         show_buttons(session.state)
 
@@ -96,14 +99,15 @@ def add_repair_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     return update
 
 
-def _describe(stage: Stage, count: int) -> str:
+def _describe(stage: Stage, count: int, rig: Rig) -> str:
     side = "left" if stage.lateral_offset > 0 else "right"
     where = (
         f"{abs(stage.lateral_offset):g} m to the {side}" if stage.lateral_offset else "no offset"
     )
-    first, last = stage.segment[0], stage.segment[1] - 1
+    first, stop = rig.span(Segment(*stage.segment))
+    each = f"{count} pictures of {len(rig.names)} cameras" if rig.several else f"{count}"
     return (
-        f"<b>Frames {first} to {last}</b> ({count}), <b>{where}</b>: pixels with EIG of "
+        f"<b>Frames {first} to {stop - 1}</b> ({each}), <b>{where}</b>: pixels with EIG of "
         f"{stage.eig_threshold:.2f} or more (UCR) are repaired. Set these in the timeline and in Look."
     )
 

@@ -6,7 +6,8 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-from faithfusion_studio.cameras import Segment
+from faithfusion_studio.rig import Rig
+from faithfusion_studio.studio.filmstrip import Filmstrip
 from faithfusion_studio.studio.keys import snapped
 from faithfusion_studio.studio.status import status_text
 from faithfusion_studio.studio.thumbnail import thumbnail_html
@@ -23,19 +24,20 @@ def add_timeline_panel(
     gui: Any, session: Any, view: View, go_to_path: Callable[[], None]
 ) -> Callable[[Any], None]:
     """Build the timeline in the current container; returns what shows a new session state."""
-    state, last = view.get(), max(view.num_frames - 1, 1)
+    state, last = view.get(), max(len(view.rig) - 1, 1)
     recorded = view.num_frames > 0
     caption = gui.add_html(_caption(state, view, session.state))
+    strip = Filmstrip(gui, session, view)
     transport = gui.add_button_group(
         "Drive", (FIRST, BACK, PLAY, ON, LAST, PATH, LANE), visible=recorded
     )
-    frame = gui.add_slider("Frame", 0, last, 1, state.frame, visible=recorded)
+    frame = gui.add_slider("Frame", 0, last, 1, view.moment, visible=recorded)
     segment = gui.add_multi_slider(
         "Segment",  # no hint here and at the offset: it would cover the sliders beside them
         0,
         last + 1,
         1,
-        tuple(state.segment),
+        view.rig.span(state.segment),
         min_range=1,
         visible=recorded,
     )
@@ -58,12 +60,12 @@ def add_timeline_panel(
     @frame.on_update
     @view.guarded
     def _(_event: Any) -> None:
-        view.set(frame=int(frame.value), playing=False, follow=True)
+        view.set(frame=view.frame_at(int(frame.value)), playing=False, follow=True)
 
     @segment.on_update
     @view.guarded
     def _(_event: Any) -> None:
-        view.set(segment=Segment(int(segment.value[0]), int(segment.value[1])))
+        view.set(segment=view.rig.segment(int(segment.value[0]), int(segment.value[1])))
 
     @offset.on_update
     @view.guarded
@@ -76,8 +78,8 @@ def add_timeline_panel(
             caption.content = text
 
     def show_view(state: ViewState) -> None:
-        _assign(frame, state.frame)
-        _assign(segment, tuple(state.segment))
+        _assign(frame, view.rig.moment_of(state.frame))
+        _assign(segment, view.rig.span(state.segment))
         _assign(offset, state.offset)
         show_text()
 
@@ -86,7 +88,11 @@ def add_timeline_panel(
 
     def update(_state: Any) -> None:
         show_text()
-        text = thumbnail_html(session.store.latest().scene, view.get().frame, LEFT_OF_PHOTO)
+        strip.update()
+        shown = view.get().frame
+        text = thumbnail_html(
+            session.store.latest().scene, shown, LEFT_OF_PHOTO, _photo_name(view.rig, shown)
+        )
         if photo.content != text:
             photo.content = text
 
@@ -94,8 +100,7 @@ def add_timeline_panel(
 
 
 def _transport(button: str, view: View, go_to_path: Callable[[], None]) -> None:
-    state = view.get()
-    last = view.num_frames - 1
+    state, now = view.get(), view.moment
     if button == PLAY:
         view.set(playing=not state.playing, follow=True)
     elif button == PATH:
@@ -103,8 +108,8 @@ def _transport(button: str, view: View, go_to_path: Callable[[], None]) -> None:
     elif button == LANE:
         view.set(offset=0.0, follow=True)
     else:
-        targets = {FIRST: 0, BACK: state.frame - 1, ON: state.frame + 1, LAST: last}
-        view.set(frame=targets[button], playing=False, follow=True)
+        targets = {FIRST: 0, BACK: now - 1, ON: now + 1, LAST: len(view.rig) - 1}
+        view.set(frame=view.frame_at(targets[button]), playing=False, follow=True)
 
 
 def _assign(handle: Any, value: Any) -> None:
@@ -118,21 +123,29 @@ def _caption(state: ViewState, view: View, session_state: Any) -> str:
     return (
         '<div style="display:flex;justify-content:space-between;gap:14px;white-space:nowrap;'
         'padding:0 12px 2px;font-size:13px;color:#e4e8ef">'
-        f"<span>{_place(state, view.num_frames)}</span>"
+        f"<span>{_place(state, view.rig)}</span>"
         '<span style="font-size:11px;color:#9aa4b5;padding-top:2px;overflow:hidden;'
         'text-overflow:ellipsis">'
         f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
     )
 
 
-def _place(state: ViewState, num_frames: int) -> str:
-    if num_frames == 0:
+def _photo_name(rig: Rig, frame: int) -> str:
+    name = f", {rig.titles[rig.camera_of(frame)]}" if rig.several else ""
+    return f"{rig.moment_of(frame)}{name}"
+
+
+def _place(state: ViewState, rig: Rig) -> str:
+    if len(rig) == 0:
         return "No recording in this scene: fly with WASD and the mouse."
     side = "left" if state.offset > 0 else "right"
     lane = "recorded lane" if state.offset == 0 else f"{abs(state.offset):.2f} m {side}"
-    where = f"<b>Frame {state.frame}</b> / {num_frames - 1} · <b>{lane}</b>"
+    now = rig.moment_of(state.frame)
+    camera = html.escape(rig.titles[rig.camera_of(state.frame)])
+    named = f" · <b>{camera}</b>" if rig.several else ""
+    where = f"<b>Frame {now}</b> / {len(rig) - 1}{named} · <b>{lane}</b>"
     if not state.follow:
-        where = f"<b>Free flight</b>, time of frame {state.frame}"
-    first, stop = state.segment
+        where = f"<b>Free flight</b>, time of frame {now}"
+    first, stop = rig.span(state.segment)
     segment = f'<span style="color:#ff9620">segment {first}-{stop - 1}</span>'
     return f"{where}{' · playing' if state.playing else ''} · {segment}"
