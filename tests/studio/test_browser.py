@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from street_scene import street, with_true_photos
+from test_rig_view import rig_street
 
 from faithfusion_studio.session.session import Session
 from faithfusion_studio.studio.app import launch
@@ -167,3 +168,19 @@ def decoded_frames(path):
 
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_a_click_on_a_thumbnail_goes_to_its_camera(chromium, tmp_path):
+    session = Session(rig_street(), run_folder=tmp_path / "run")
+    studio = launch(session, port=0)
+    page = chromium.new_page(viewport={"width": 1280, "height": 720})
+    page.goto(studio.url)
+    page.locator('[data-press="left"]').first.wait_for(timeout=60_000)
+    view = studio.clients[0].view
+    page.locator('[data-press="left"]').first.click()
+    wait_for(lambda: view.get().frame == 1)
+    page.get_by_role("button", name="front", exact=True).click()
+    wait_for(lambda: view.get().frame == 0)
+    page.close()
+    studio.close()
+    session.close(save=False)
