@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -101,15 +101,11 @@ def export_video(
         MissingFisherError: The layer "eig" of a scene without evidence.
     """
     options, path = options or VideoOptions(), Path(path)
-    if path.suffix.lower() in NOT_A_FOLDER:
-        raise VideoError(
-            f"{path}: {path.suffix} files are not written; name an .mp4 file, or a folder for pictures."
-        )
-    _check(cameras, path, options)
+    check_export(cameras, path, options)
     if options.size is not None:
         cameras = [fit_camera(camera, *options.size) for camera in cameras]
     work = _export_video if path.suffix.lower() == ".mp4" else _export_folder
-    return _in_words(work(scene, list(cameras), path, options), path)
+    return in_words(work(scene, list(cameras), path, options), path)
 
 
 def export_files(path: Path | str, options: VideoOptions) -> list[Path]:
@@ -137,7 +133,16 @@ def fit_camera(camera: Camera, width: int, height: int) -> Camera:
     return replace(camera, K=K, width=width, height=height)
 
 
-def _check(cameras: Sequence[Camera], path: Path, options: VideoOptions) -> None:
+def check_export(cameras: Sequence[Camera], path: Path, options: VideoOptions) -> None:
+    """Refuse what cannot be exported before anything is rendered.
+
+    Raises:
+        VideoError: See `export_video`.
+    """
+    if path.suffix.lower() in NOT_A_FOLDER:
+        raise VideoError(
+            f"{path}: {path.suffix} files are not written; name an .mp4 file, or a folder for pictures."
+        )
     if not cameras:
         raise VideoError(f"{path}: there are no frames to export; choose at least one camera.")
     unknown = [layer for layer in options.layers if layer not in get_args(Layer)]
@@ -171,7 +176,7 @@ def _check(cameras: Sequence[Camera], path: Path, options: VideoOptions) -> None
         raise VideoError(f"{path}: its folder does not exist; create it or choose another one.")
 
 
-def _in_words(work: Iterator[int], path: Path) -> Iterator[int]:
+def in_words(work: Iterator[int], path: Path) -> Iterator[int]:
     """The same generator, with failures of disk and encoder as one sentence."""
     try:
         yield from work
@@ -238,9 +243,7 @@ def _table(name: str) -> Tensor:
     return palette(name)
 
 
-def _panels(
-    scene: Scene, camera: Camera, options: VideoOptions, index: int = 0
-) -> list[np.ndarray]:
+def panels(scene: Scene, camera: Camera, options: VideoOptions, index: int = 0) -> list[np.ndarray]:
     """The finished pictures of one frame: one per output file, captions included."""
     if options.layout == "columns" and options.before is not None:
         return [_columns(scene, options.before, camera, options, index)]
@@ -316,13 +319,25 @@ def _export_video(
 ) -> Iterator[int]:
     size = (cameras[0].width, cameras[0].height)
     cameras = [fit_camera(camera, *size) for camera in cameras]
-    targets = export_files(path, options)
+    frames = (panels(scene, camera, options, i) for i, camera in enumerate(cameras))
+    yield from write_videos(export_files(path, options), frames, options)
+
+
+def write_videos(
+    targets: Sequence[Path], frames: Iterable[Sequence[np.ndarray]], options: VideoOptions
+) -> Iterator[int]:
+    """Videos that are made together: all of them appear at the end, or none.
+
+    Args:
+        targets: The files.
+        frames: One picture per file for each frame; all of a file are of one size.
+        options: How they are encoded.
+    """
     writers: list[_Encoder] = []
     try:
         for target in targets:
             writers.append(_Encoder(target, options))
-        for done, camera in enumerate(cameras, start=1):
-            pictures = _panels(scene, camera, options, done - 1)
+        for done, pictures in enumerate(frames, start=1):
             for writer, picture in zip(writers, pictures, strict=True):
                 writer.add(picture)
             yield done
@@ -330,7 +345,7 @@ def _export_video(
             writer.finish()
         for writer in writers:
             writer.part.replace(writer.target)
-        flush_folder(path.absolute().parent)
+        flush_folder(targets[0].absolute().parent)
     finally:
         for writer in writers:
             writer.discard()
@@ -414,7 +429,7 @@ def _export_folder(
             if options.layout == "single":
                 _write_layers(render_layers(scene, camera, options), part, stem, options)
             else:
-                picture = _panels(scene, camera, options, done - 1)[0]
+                picture = panels(scene, camera, options, done - 1)[0]
                 write_png(picture, part / f"{stem}_{options.layout}.png")
             yield done
 

@@ -207,7 +207,7 @@ class World:
             follow_rows=lambda fisher, change, scene: fisher,
             add_evidence=self.add_evidence,
             export_video=self.export_video,
-            export_files=lambda request, before: (request.path,),
+            export_files=lambda cameras, request, before: (request.path,),
             save=self.save,
             load=lambda path: self.saved[path],
             thread_limit=self.thread_limit,

@@ -279,6 +279,41 @@ def test_render_writes_a_video_at_an_offset(run, scene_path, tmp_path):
     assert (len(frames), frames[0].width, frames[0].height) == (3, 64, 40)
 
 
+def rig_scene(path):
+    """The scene with every frame taken by two cameras."""
+    scene, frames = load_scene(path), []
+    for frame in scene.capture.frames:
+        for name in ("front", "left"):
+            frames.append(
+                replace(frame, camera=replace(frame.camera, name=name), name=f"{frame.name}_{name}")
+            )
+    trajectory = trajectory_from_cameras([frame.camera for frame in frames])
+    capture = replace(scene.capture, frames=tuple(frames), trajectory=trajectory)
+    return replace(scene, capture=capture, exposures=None)
+
+
+def test_render_of_a_rig_takes_one_several_or_all_cameras(run, refused, scene_path, tmp_path):
+    rig = tmp_path / "rig.ckpt"
+    save_scene(rig_scene(scene_path), rig)
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def rendered(name, *words):
+        return run("render", rig, folder / name, "--offset", "1", "--layers", "rgb", *words)
+
+    first = rendered("a.mp4")
+    assert first["cameras"] == ["front"] and first["frames"] == FRAMES
+    both = rendered("b.mp4", "--rig", "all")
+    assert [Path(p).name for p in both["files"]] == ["b_front.mp4", "b_left.mp4"]
+    grid = rendered("c.mp4", "--arrange", "grid", "--provenance")
+    assert [Path(p).name for p in grid["files"]] == ["c.mp4"]
+    assert grid["cameras"] == ["front", "left"]
+    assert names(folder) == ["a.mp4", "b_front.mp4", "b_left.mp4", "c.mp4"]
+    rendered("left", "--rig", "left")
+    assert len(names(folder / "left")) == FRAMES
+    assert "'back' is not on this rig" in refused("render", rig, folder / "d.mp4", "--rig", "back")
+
+
 def test_render_stands_layers_side_by_side(run, scene_path, tmp_path):
     out = tmp_path / "pictures"
     arguments = ("--layout", "side-by-side", "--layers", "rgb,depth", "--frames", "0:1")

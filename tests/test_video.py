@@ -231,8 +231,8 @@ def test_captions_darken_a_strip_and_leave_the_rest(scene, cameras, tmp_path):
 def test_provenance_is_burned_in_when_asked(scene):
     options = VideoOptions(provenance=True)
     assert 0 < video.render_layers(scene, camera(), options).generated < 1
-    plain = video._panels(scene, camera(), VideoOptions())[0]
-    assert not np.array_equal(plain, video._panels(scene, camera(), options)[0])
+    plain = video.panels(scene, camera(), VideoOptions())[0]
+    assert not np.array_equal(plain, video.panels(scene, camera(), options)[0])
 
 
 def test_another_aspect_ratio_keeps_square_pixels_and_the_width():

@@ -215,6 +215,10 @@ class Render(AlongPath):
     """Text burned into the lower left corner."""
     provenance: bool = False
     """Also burn in how much of each picture was generated."""
+    rig: str | None = None
+    """Cameras of a rig by name, separated by commas, or all; a video shows the first when not given, a folder all."""
+    arrange: Literal["files", "grid"] = "files"
+    """Several cameras: a video for each (NAME_CAMERA.mp4), or all in one picture, each with its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,12 +185,23 @@ def _pictures(folder: Path | None) -> tuple[Path, ...]:
 
 def render(args: a.Render) -> Result:
     """A video or a folder of pictures."""
-    from faithfusion_studio.video import VideoOptions, export_files, export_video
+    from faithfusion_studio.rig_video import (
+        choose_cameras,
+        export_rig,
+        export_steps,
+        rig_files,
+    )
+    from faithfusion_studio.video import VideoOptions
 
     device = chosen_device(args.device)
     scene = opened(args.scene, device)
     cameras, stems = cameras_of(scene, args)
     is_video = args.out.suffix.lower() == ".mp4"
+    names = list(dict.fromkeys(camera.name for camera in cameras))
+    asked = args.rig or ("all" if not is_video or args.arrange == "grid" else names[0] or "camera")
+    chosen = choose_cameras(names, [part.strip() for part in asked.split(",")])
+    kept = [i for i, camera in enumerate(cameras) if camera.name in chosen]
+    cameras, stems = tuple(cameras[i] for i in kept), [stems[i] for i in kept]
     everything = not is_video or args.layout == "side-by-side"
     default = "rgb,eig,depth" if everything else "rgb"
     if args.layers is None and scene.fisher is None and scene.capture is None:
@@ -210,16 +221,19 @@ def render(args: a.Render) -> Result:
     scene = with_evidence(scene) if "eig" in layers else scene
     output_folder(args.out.absolute().parent)
     started, line = time.perf_counter(), ProgressLine("frame")
-    for done in export_video(scene, cameras, args.out, options):
-        line.update(done, len(cameras))
+    total = export_steps(cameras, args.out, args.arrange)
+    for done in export_rig(scene, cameras, args.out, options, arrange=args.arrange):
+        line.update(done, total)
     line.close()
-    files = export_files(args.out, options)
+    files = rig_files(cameras, args.out, options, args.arrange)
     values = {
         "frames": len(cameras),
         "seconds": time.perf_counter() - started,
         "files": files,
         "layers": layers,
         "layout": args.layout,
+        "cameras": [name or "camera" for name in chosen],
+        "arrange": args.arrange,
         "fps": options.fps,
         "offset": args.offset,
     }

@@ -129,6 +129,12 @@ class ExportRequest:
     """Width and height of one picture, px; None keeps the recorded size."""
     caption: str = ""
     """Burned into the lower left corner; empty for none."""
+    provenance: bool = False
+    """Also burn in which share of each picture was generated."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of the rig by name, or "all"; empty takes the first."""
+    arrange: Literal["files", "grid"] = "files"
+    """Several cameras: a video for each, or all in one picture."""
 
 
 @dataclass(frozen=True)

@@ -94,16 +94,20 @@ def export_video(
     scene: Scene, cameras: Sequence[Camera], request: ExportRequest, before: Scene
 ) -> Iterator[int]:
     """Write a video or a folder of pictures; yields how many frames are done."""
-    from faithfusion_studio.video import export_video as export
+    from faithfusion_studio.rig_video import export_rig
 
-    return export(scene, cameras, Path(request.path), _video_options(request, before))
+    options = _video_options(request, before)
+    return export_rig(scene, cameras, Path(request.path), options, arrange=request.arrange)
 
 
-def export_files(request: ExportRequest, before: Scene) -> tuple[str, ...]:
+def export_files(
+    cameras: Sequence[Camera], request: ExportRequest, before: Scene
+) -> tuple[str, ...]:
     """The files a request writes; several layers one after the other are one video each."""
-    from faithfusion_studio.video import export_files as files
+    from faithfusion_studio.rig_video import rig_files
 
-    return tuple(str(path) for path in files(request.path, _video_options(request, before)))
+    options = _video_options(request, before)
+    return tuple(map(str, rig_files(cameras, request.path, options, request.arrange)))
 
 
 def _video_options(request: ExportRequest, before: Scene) -> VideoOptions:
@@ -113,6 +117,7 @@ def _video_options(request: ExportRequest, before: Scene) -> VideoOptions:
         fps=request.fps,
         size=request.size,
         caption=request.caption,
+        provenance=request.provenance,
         before=before if request.layout in WITH_BEFORE else None,
     )
 
@@ -151,7 +156,7 @@ class Engines(FusionParts):
         recorded_evidence
     )
     export_video: Callable[..., Iterator[int]] = export_video
-    export_files: Callable[[ExportRequest, Scene], tuple[str, ...]] = export_files
+    export_files: Callable[..., tuple[str, ...]] = export_files
     save: Callable[[Scene, Path], list[str]] = save
     load: Callable[[Path], Scene] = load
     thread_limit: Callable[[int], AbstractContextManager[None]] = thread_limit

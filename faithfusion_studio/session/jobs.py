@@ -22,6 +22,7 @@ from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.io import is_writable
 from faithfusion_studio.repair.base import RepairStep
+from faithfusion_studio.rig_video import choose_cameras, export_steps
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session.commands import CommandError, ExportRequest
 from faithfusion_studio.session.engines import Engines
@@ -155,15 +156,17 @@ def _between_frames(step: RepairStep, done: int, total: int, clock: _Clock) -> J
 
 
 def export_cameras(scene: Scene, request: ExportRequest) -> tuple[Camera, ...]:
-    """The cameras an export follows: those of the rig's first camera, moved sideways.
+    """The cameras an export follows: the chosen ones of the rig, moved sideways with it.
 
     Raises:
         SceneError: The scene has no recording.
         TrajectoryError: The segment is outside the drive.
         CommandError: The camera path "segment" came without a segment.
+        VideoError: A camera is not on the rig.
     """
     trajectory = scene.trajectory
-    first = trajectory.cameras[0].name
+    names = list(dict.fromkeys(camera.name for camera in trajectory.cameras))
+    wanted = choose_cameras(names, request.cameras) if request.cameras else names[:1]
     start, stop = 0, len(trajectory)
     offset = 0.0 if request.camera_path == "recorded" else request.lateral_offset
     if request.camera_path == "segment":
@@ -171,9 +174,11 @@ def export_cameras(scene: Scene, request: ExportRequest) -> tuple[Camera, ...]:
             raise CommandError("no segment is chosen; set one in the timeline first.")
         start, stop = request.segment
         trajectory.segment(Segment(start, stop))
-    indices = [i for i in range(start, stop) if trajectory.cameras[i].name == first]
+    indices = [i for i in range(start, stop) if trajectory.cameras[i].name in wanted]
     if not indices:
-        raise CommandError(f"frames {start}-{stop - 1} have no picture of camera {first!r}.")
+        raise CommandError(
+            f"frames {start}-{stop - 1} have no picture of camera {', '.join(wanted)!r}."
+        )
     return offset_laterally(trajectory.select(indices), offset).cameras
 
 
@@ -188,12 +193,13 @@ def export_job(engines: Engines, scene: Scene, before: Scene, request: ExportReq
     clock = _Clock()
     work = engines.export_video(scene, cameras, request, before)
     try:
-        yield JobStep(0, len(cameras))
+        total = export_steps(cameras, path, request.arrange)
+        yield JobStep(0, total)
         for done in work:
-            yield JobStep(done, len(cameras), clock.left(done, len(cameras)))
+            yield JobStep(done, total, clock.left(done, total))
     finally:
         close = getattr(work, "close", None)
         if close is not None:
             close()
-    files = engines.export_files(request, before)
+    files = engines.export_files(cameras, request, before)
     return JobResult(notice=f"Exported {', '.join(files)}.", files=files)

@@ -96,6 +96,12 @@ class Widget:
         self.options = args[1] if len(args) > 1 else ()
         self.__dict__.update(values)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
     def on_click(self, call):
         self.click = call
 
@@ -204,3 +210,21 @@ def test_a_thumbnail_is_small_and_looks_like_the_photo(scene):
     small = torch.from_numpy(photo.thumbnail(24)).float() / 255
     assert small.shape == (14, 24, 3)
     assert float((small - photo.image((24, 14))).abs().mean()) < 0.03
+
+
+def test_the_export_asks_for_the_ticked_cameras_and_never_over_older_files(view, tmp_path):
+    from faithfusion_studio.studio.panels.export import RigChoice, _describe, _free
+
+    gui = Gui()
+    choice = RigChoice(gui, view)
+    _, front, left, arrange = gui.made
+    front.value, left.value, arrange.value = False, True, "One video, a grid"
+    assert choice.chosen() == ("left",) and choice.arrange() == "grid"
+    front.value = True
+    assert choice.chosen() == NAMES
+    front.value = left.value = False
+    view.set(frame=5, segment=Segment(2, 8), offset=1.0)
+    assert choice.chosen() == ("left",)
+    assert _describe("segment", view.get(), view.rig) == "Frames 1 to 3, +1 m."
+    (tmp_path / "a_front.mp4").write_bytes(b"")
+    assert _free(tmp_path / "a.mp4").name == "a-2.mp4"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from faithfusion_studio.rig import Rig
 from faithfusion_studio.session.commands import CancelExport, Export, ExportRequest
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View, ViewState
@@ -23,6 +24,10 @@ LAYOUTS: dict[str, Literal["single", "side-by-side", "before-after", "columns"]]
     "Before | after the last fusion": "before-after",
     "Before | after | EIG, with captions": "columns",
 }
+ARRANGE: dict[str, Literal["files", "grid"]] = {
+    "One video each": "files",
+    "One video, a grid": "grid",
+}
 SPLATS = {
     "PLY, as 3DGS writes it": ".ply",
     "Compressed PLY (SuperSplat)": ".compressed.ply",
@@ -38,6 +43,7 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
     """Build the tab Export in the current container; returns what shows a new session state."""
     path = gui.add_dropdown("Path", tuple(PATHS), initial_value="Segment of the shown path")
     what = gui.add_html("")
+    rig = RigChoice(gui, view)
     layers = {key: gui.add_checkbox(title, key == "rgb") for title, key in LAYERS.items()}
     layout = gui.add_dropdown(
         "Layout", tuple(LAYOUTS), initial_value="Before | after the last fusion"
@@ -47,6 +53,11 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         fps = gui.add_slider("Frames per second", 2, 30, 1, 10)
         size = gui.add_dropdown("Size", tuple(SIZES), initial_value="As recorded")
         caption = gui.add_text("Caption", "", hint="Burned into the lower left corner.")
+        provenance = gui.add_checkbox(
+            "Say what is generated",
+            False,
+            hint="Burn in which share of each picture is from repair.",
+        )
         name = gui.add_text("File name", "", hint="Empty: a name is made from path and layout.")
     video = gui.add_button("Export MP4")
     kind = gui.add_dropdown(
@@ -74,6 +85,9 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
             fps=float(fps.value),
             size=_pixels(session, SIZES[size.value]),
             caption=caption.value.strip(),
+            provenance=bool(provenance.value),
+            cameras=rig.chosen(),
+            arrange=rig.arrange(),
         )
 
     @video.on_click
@@ -88,13 +102,10 @@ def add_export_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSta
         target = folder / f"{name.value.strip() or 'splats'}{SPLATS[kind.value]}"
         session.submit(Export(ExportRequest(str(_free(target)))))
 
-    @cancel.on_click
-    @view.guarded
-    def _(_event: Any) -> None:
-        session.submit(CancelExport())
+    cancel.on_click(view.guarded(lambda _event: session.submit(CancelExport())))
 
     def show_choice(shown: ViewState) -> None:
-        change(what, content=note(_describe(PATHS[path.value], shown, view.num_frames)))
+        change(what, content=note(_describe(PATHS[path.value], shown, view.rig)))
 
     @path.on_update
     @view.guarded
@@ -156,10 +167,35 @@ def _add_files(gui: Any, session: Any, view: View) -> Callable[[SessionState], N
     return update
 
 
-def _describe(kind: str, shown: ViewState, num_frames: int) -> str:
+class RigChoice:
+    """Which cameras of a rig are exported, and whether into one picture; nothing where there is one camera."""
+
+    def __init__(self, gui: Any, view: View) -> None:
+        self._view = view
+        rig = view.rig
+        self._folder = gui.add_folder("Cameras", visible=rig.several)
+        with self._folder:
+            self._boxes = [gui.add_checkbox(title, i == 0) for i, title in enumerate(rig.titles)]
+            self._arrange = gui.add_dropdown("Several", tuple(ARRANGE))
+
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the ticked cameras; the shown one where none is, and empty where there is one only."""
+        rig = self._view.rig
+        if not rig.several:
+            return ()
+        ticked = [t for t, box in zip(rig.titles, self._boxes, strict=True) if box.value]
+        return tuple(ticked) or (rig.titles[rig.camera_of(self._view.get().frame)],)
+
+    def arrange(self) -> Literal["files", "grid"]:
+        """How several cameras are put down."""
+        return ARRANGE[self._arrange.value]
+
+
+def _describe(kind: str, shown: ViewState, rig: Rig) -> str:
+    num_frames = len(rig)
     if num_frames == 0:
         return ""
-    first, last = shown.segment[0], shown.segment[1] - 1
+    first, last = rig.span(shown.segment)[0], rig.span(shown.segment)[1] - 1
     return {
         "recorded": f"All {num_frames} frames of the drive, as recorded.",
         "shown": f"All {num_frames} frames, {shown.offset:+g} m.",
@@ -173,11 +209,11 @@ def _stem(kind: str, layout: str, shown: ViewState) -> str:
 
 
 def _free(target: Path) -> Path:
-    """The name, or the same with a number, so that no earlier export is replaced."""
+    """The name, or the same with a number, so that no earlier export is replaced, nor a file per camera or layer."""
     known = [end for end in SPLATS.values() if target.name.endswith(end)]
     end = max(known, key=len, default=target.suffix)
     path, number = target, 2
-    while path.exists():
+    while path.exists() or (end == ".mp4" and any(path.parent.glob(f"{path.stem}_*.mp4"))):
         path = target.with_name(f"{target.name.removesuffix(end)}-{number}{end}")
         number += 1
     return path
