@@ -111,7 +111,7 @@ class AlongPath(DeviceCommand):
     offset: float = 0.0
     """Lateral offset of the whole rig, m; positive is left."""
     frames: str | None = None
-    """Half-open range A:B of recorded frames; all when not given."""
+    """Half-open range A:B of recorded frames, those of all cameras of a rig counted; all when not given."""
     cameras: Path | None = None
     """Other cameras: our cameras.json or a nerfview path JSON."""
     size: str | None = None

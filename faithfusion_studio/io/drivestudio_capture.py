@@ -48,7 +48,8 @@ class DataSet:
     name: str
     first_camera: tuple[int, int]
     """Width and height of camera 0; 16 pixels of tolerance, since KITTI's differ by day."""
-    cameras: int
+    cameras: tuple[str, ...]
+    """Names by number; in the folder they are numbers only."""
     per_frame: bool
     """Extrinsics are camera -> global per frame instead of camera -> ego per camera."""
     columns: int
@@ -63,13 +64,17 @@ class DataSet:
     """The world is the front camera of the first frame instead of the first ego frame."""
 
 
+_SIDES = ("front", "front_left", "front_right", "left", "right", "back")
+_BACK_SIDES = ("front", "front_left", "front_right", "back_left", "back_right", "back")
+_RING = ("front", *(f"ring_{i}" for i in range(1, 7)))
+_ROUND = ("front", "left_0", "right_0", "left_1", "right_1", "left_2", "right_2", "back")
 DATA_SETS = (
-    DataSet("waymo", (1920, 1280), 5, False, 14, xyz=3, vehicle_axes=True),
-    DataSet("kitti", (1242, 375), 2, False, 4),
-    DataSet("nuscenes", (1600, 900), 6, True, 4, own_lidar_pose=True, camera_world=True),
-    DataSet("argoverse", (1550, 2048), 7, False, 4),
-    DataSet("nuplan", (1920, 1080), 8, False, 6),
-    DataSet("pandaset", (1920, 1080), 6, True, 5),
+    DataSet("waymo", (1920, 1280), _SIDES[:5], False, 14, xyz=3, vehicle_axes=True),
+    DataSet("kitti", (1242, 375), ("left", "right"), False, 4),
+    DataSet("nuscenes", (1600, 900), _BACK_SIDES, True, 4, own_lidar_pose=True, camera_world=True),
+    DataSet("argoverse", (1550, 2048), _RING, False, 4),
+    DataSet("nuplan", (1920, 1080), _ROUND, False, 6),
+    DataSet("pandaset", (1920, 1080), _SIDES, True, 5),
 )
 _CATEGORIES = {
     "vehicle": ("vehicle", "car", "truck", "bus", "van", "tram", "trailer", "construction"),
@@ -111,7 +116,7 @@ def read_drivestudio_capture(folder: Path | str) -> Capture:
     capture = build_capture(
         root,
         root / "images",
-        _shots(root, frames, cameras, poses, egos, world),
+        _shots(root, data, frames, cameras, poses, egos, world),
         points=None,
         source=f"{data.name}, processed by DriveStudio: {root.name}",
         notes=notes,
@@ -152,7 +157,7 @@ def _data_set(root: Path, frames: Sequence[int], cameras: Sequence[int]) -> Data
     first = next((n for t in frames if (n := _picture(root, t, cameras[0]))), None)
     size = None if first is None else image_size(root / "images" / first)
     per_frame = (root / "extrinsics" / f"{frames[0]:03d}_{cameras[0]}.txt").is_file()
-    fitting = [d for d in DATA_SETS if d.per_frame == per_frame and len(cameras) <= d.cameras]
+    fitting = [d for d in DATA_SETS if d.per_frame == per_frame and len(cameras) <= len(d.cameras)]
     for data in fitting:
         if size is not None and all(
             abs(have - want) <= 32 for have, want in zip(size, data.first_camera, strict=True)
@@ -217,6 +222,7 @@ def _camera_pose(
 
 def _shots(
     root: Path,
+    data: DataSet,
     frames: Sequence[int],
     cameras: Sequence[int],
     poses: Mapping[tuple[int, int], np.ndarray],
@@ -235,8 +241,9 @@ def _shots(
             fx, fy, cx, cy, *bent = (float(n) for n in calibrations[camera])
             if fx <= 0 or fy <= 0:
                 raise CaptureError(f"{root}: camera {camera} has the focal lengths {fx:g}, {fy:g}.")
+            name = data.cameras[camera] if camera < len(data.cameras) else str(camera)
             view = make_camera(
-                world @ poses[t, camera], (fx, fy, cx, cy), size, time=index / FPS, name=str(camera)
+                world @ poses[t, camera], (fx, fy, cx, cy), size, time=index / FPS, name=name
             )
             ego = torch.from_numpy(world @ egos[t]) if len(egos) == len(frames) else None
             shots.append(Shot(file, view, ego, _mask(root, t, camera), lens=_lens(bent)))

@@ -127,7 +127,9 @@ def test_cameras_stand_where_the_rig_put_them(folder):
     name, root = folder
     capture = load_capture(root)
     assert sniff(root) == "capture" and name in capture.source
-    assert len(capture) == 2 * FRAMES and capture.camera_names == ["0", "1"]
+    second = {"nuplan": "left_0", "argoverse": "ring_1", "kitti": "right"}.get(name, "front_left")
+    first = "left" if name == "kitti" else "front"
+    assert len(capture) == 2 * FRAMES and capture.camera_names == [first, second]
     world = np.linalg.inv(origin(name))
     for i, frame in enumerate(capture.frames):
         t, camera = divmod(i, 2)
