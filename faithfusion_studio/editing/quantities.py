@@ -64,6 +64,16 @@ class Histogram:
     counts: tuple[int, ...]
     logarithmic: bool
 
+    def at(self, share: float) -> float:
+        """The value at a share (0..1) of the axis, rounded outwards at its ends so that these include all."""
+        low, high = self.edges[0], self.edges[-1]
+        if share <= 0 or share >= 1:
+            end = low if share <= 0 else high
+            return end - 1e-5 * abs(end) if share <= 0 else end + 1e-5 * abs(end)
+        if self.logarithmic:
+            return low * (high / low) ** share
+        return low + share * (high - low)
+
 
 def histogram(values: Float[Tensor, "N"], *, logarithmic: bool, bins: int = BINS) -> Histogram:
     """How many values lie where, from the least to the greatest; each value is in one bin.

@@ -18,9 +18,11 @@ from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.rig import Rig, rig_of, single
 from faithfusion_studio.scene import Scene
+from faithfusion_studio.studio.chosen import Drawn
 from faithfusion_studio.studio.keys import keys, register
 from faithfusion_studio.studio.legend import legend
 from faithfusion_studio.studio.lens import ClientPose
+from faithfusion_studio.studio.object_outlines import ObjectOutlines
 from faithfusion_studio.studio.offset_handle import OffsetHandle
 from faithfusion_studio.studio.panels.look import add_look_panel
 from faithfusion_studio.studio.panels.quality import add_quality_panel
@@ -70,6 +72,7 @@ class ClientStudio:
         self.player = Player(self.view)
         self.graph = PathGraph(client, self._snap)
         self.handle = OffsetHandle(client.scene, self.window.pose, self.view)
+        self.outlines = ObjectOutlines(client.scene, session, self.view)
         self._updates: list[Callable[[Any], None]] = []
         self._errors_seen = session.state.error_id
         self._notices_seen = session.state.notice_id
@@ -93,6 +96,9 @@ class ClientStudio:
         self.player.start()
         self._build(self._client.gui)
         self._client.scene.on_click(modifier="shift")(self._probe)
+        self._client.scene.on_click()(self._pick)
+        self._client.scene.on_click(modifier="cmd/ctrl")(self._touched)
+        self._client.scene.on_rect_select(modifier="cmd/ctrl")(self._framed)
         self._news.set()
         self._thread.start()
 
@@ -225,6 +231,28 @@ class ClientStudio:
         with reported(self.view):
             self.viewport.probe(float(x), float(y))
 
+    def _pick(self, event: Any) -> None:
+        """A click selects the object it hits, or none."""
+        if event.client is None or event.screen_pos is None:
+            return
+        x, y = event.screen_pos
+        with reported(self.view):
+            self.view.set(selected=self.viewport.object_at(float(x), float(y)))
+
+    def _touched(self, event: Any) -> None:
+        self._draw("click", event, [event.screen_pos])
+
+    def _framed(self, event: Any) -> None:
+        self._draw("rectangle", event, [event.screen_min, event.screen_max])
+
+    def _draw(self, kind: Any, event: Any, places: list[Any]) -> None:
+        camera = self.view.current_camera()
+        if event.client is None or camera is None or None in places:
+            return
+        points = tuple((float(x) * camera.width, float(y) * camera.height) for x, y in places)
+        with reported(self.view):
+            self.view.publish_drawn(Drawn(kind, points, camera))
+
     def _watch(self) -> None:
         """Shows the newest session state; the writer never waits for a browser."""
         shown = None
@@ -242,6 +270,8 @@ class ClientStudio:
                 self._view_changed = False
                 self._announce(state)
                 self.graph.draw_filling(getattr(state, "filling", None))
+                with reported(self.view):
+                    self.outlines.update(self.view.get(), self._time())
                 for update in self._updates:
                     with reported(self.view):
                         update(state)
@@ -299,6 +329,7 @@ def _tabs() -> list[tuple[str, Callable[[Any, Any, View], Callable[[Any], None]]
         ("Repair", _panel("repair")),
         ("Fuse", _panel("fusion")),
         ("Quality", add_quality_panel),
+        ("Objects", _panel("objects")),
         ("Export", _panel("export")),
         ("Scene", _panel("scene")),
     ]

@@ -94,6 +94,8 @@ def _side(
         image = layers.tinted(image, state.threshold)
     if state.highlight:
         image = layers.highlighted(image, state.highlight)
+    if state.chosen is not None and state.chosen.fits(layers.scene):
+        image = layers.with_chosen(image, state.chosen)
     return Picture(image, problem)
 
 

@@ -152,7 +152,9 @@ FLIGHT = (
     ("Q E", "Down, up"),
     ("Arrows", "Turn"),
     ("Mouse", "Left: orbit, right: shift, wheel: nearer"),
+    ("Click", "Select an object"),
     ("Shift+click", "Values at a pixel"),
+    ("Ctrl+drag", "Select splats (tab Objects)"),
     ("Ctrl+K", "Search commands"),
 )
 

@@ -26,6 +26,7 @@ from faithfusion_studio.render.views import (
     render_features,
 )
 from faithfusion_studio.scene import Scene
+from faithfusion_studio.studio.chosen import Chosen
 from faithfusion_studio.studio.lens import ClientPose
 from faithfusion_studio.studio.view_state import EigForm, ViewState
 
@@ -48,6 +49,7 @@ UCR_COLOR = (0.95, 0.16, 0.16)
 BAND_COLOR = (1.0, 0.72, 0.10)
 GENERATED_COLOR = (1.0, 0.15, 0.85)
 HIGHLIGHT_COLOR = (0.1, 0.95, 0.95)
+CHOSEN_COLOR = (1.0, 0.55, 0.05)
 HISTOGRAM_BINS = 64
 _SHARED = ("view", "eig_view")
 """What layers in different forms of EIG have in common."""
@@ -216,21 +218,31 @@ class ViewLayers:
     def highlighted(
         self, image: Float32[Tensor, "H W 3"], rows: tuple[int, ...]
     ) -> Float32[Tensor, "H W 3"]:
-        """The picture dimmed, and some splats of the scene in cyan as far as they are seen.
-
-        A splat may be smaller than a pixel, so each is drawn a little larger than it is.
-        """
-        world = self.view.world
+        """The picture dimmed, and some splats of the scene in cyan as far as they are seen."""
         chosen = torch.zeros(self.scene.num_gaussians, device=image.device)
         chosen[torch.tensor([r for r in rows if r < len(chosen)], dtype=torch.long)] = 1
+        return self._over(0.6 * image, chosen, HIGHLIGHT_COLOR)
+
+    def with_chosen(
+        self, image: Float32[Tensor, "H W 3"], chosen: Chosen
+    ) -> Float32[Tensor, "H W 3"]:
+        """The picture with the selected splats in orange as far as they are seen."""
+        return self._over(image, chosen.mask.to(image), CHOSEN_COLOR)
+
+    def _over(
+        self,
+        image: Float32[Tensor, "H W 3"],
+        chosen: Float32[Tensor, "N"],
+        color: tuple[float, float, float],
+    ) -> Float32[Tensor, "H W 3"]:
+        """Some splats in one colour; as they may be smaller than a pixel, each is drawn a little larger."""
+        world = self.view.world
         values = chosen if world.rows is None else chosen[world.rows.to(chosen.device)]
         with torch.no_grad():
             share, _, _ = render_features(self.view, self.camera, values[:, None])
         larger = torch.nn.functional.max_pool2d(share.permute(2, 0, 1), 5, stride=1, padding=2)
         weight = (0.9 * larger.sqrt()).clamp(0, 1).permute(1, 2, 0)
-        return (
-            0.6 * image * (1 - weight) + torch.tensor(HIGHLIGHT_COLOR, device=image.device) * weight
-        )
+        return image * (1 - weight) + torch.tensor(color, device=image.device) * weight
 
     @cached_property
     def histogram(self) -> tuple[float, ...]:
@@ -253,6 +265,14 @@ class ViewLayers:
             nats, value = float(self.eig.eig[place]), float(self.eig.calibrated[place])
             words.insert(0, f"EIG {nats:.2f} nats ({value:.2f})")
         return " · ".join(words)
+
+    def object_at(self, x: float, y: float) -> str:
+        """Name of the object at a picture position (0..1 each); empty for none."""
+        from faithfusion_studio.editing import object_at
+
+        column = min(max(int(x * self.camera.width), 0), self.camera.width - 1)
+        row = min(max(int(y * self.camera.height), 0), self.camera.height - 1)
+        return object_at(self.scene, self.view, column, row) or ""
 
     def explain(self, x: float, y: float) -> Explanation | None:
         """Why the pixel at a picture position (0..1 each) is uncertain; None without evidence."""

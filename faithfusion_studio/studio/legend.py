@@ -87,7 +87,9 @@ def legend(state: ViewState, measurement: Measurement) -> str:
             lines.append(
                 _note(f"In cyan: {len(state.highlight)} splats behind half of it", "#2ef2f2")
             )
-    elif any(lines[1:]) and not measurement.problem:
+    if state.chosen is not None:
+        lines.append(_note(f"In orange: {len(state.chosen.rows):,} selected splats", "#ffa040"))
+    if not measurement.probe and any(lines[1:]) and not measurement.problem:
         lines.append(_note("Shift+click: value at a pixel, and why", "#9aa4b5"))
     return f'<div style="{_CARD}">{"".join(lines)}</div>'
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from faithfusion_studio.cameras import Camera, Segment
+from faithfusion_studio.editing.selection import Box
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.rig import Rig, single
+from faithfusion_studio.studio.chosen import Chosen, Drawn
 
 LAYERS: dict[str, str] = {
     "rgb": "Colour",
@@ -96,6 +98,16 @@ class ViewState:
     eig_form: EigForm = "block"
     highlight: tuple[int, ...] = ()
     """Rows of splats that are drawn in cyan: the causes of the last pixel that was asked about."""
+    selected: str = ""
+    """Name of the selected object; empty for none."""
+    handle: bool = True
+    """Show arrows at the selected object to move and turn it by hand."""
+    show_boxes: bool = False
+    """Outline all objects, not only the selected one."""
+    chosen: Chosen | None = None
+    """Splats that are selected; drawn in orange."""
+    box: Box | None = None
+    """The box in the world that selects splats, while it is set up."""
     frame: int = 0
     """Index into the recorded trajectory, which says camera and moment; also sets the time of moving objects."""
     offset: float = 0.0
@@ -179,6 +191,7 @@ class View:
         self._lock = threading.RLock()
         self._subscribers: list[Callable[[ViewState], None]] = []
         self._measured: list[Callable[[Measurement], None]] = []
+        self._drawn: list[Callable[[Drawn], None]] = []
         self._measurement = Measurement(ms=0.0, fps=0.0, size=(0, 0), coarse=False)
         self._window = window
         self.num_frames = num_frames
@@ -281,6 +294,19 @@ class View:
         with self._lock:
             self._measured.append(call)
         return lambda: _discard(self._lock, self._measured, call)
+
+    def publish_drawn(self, drawn: Drawn) -> None:
+        """Called by the window when something was drawn over the picture."""
+        with self._lock:
+            calls = tuple(self._drawn)
+        for call in calls:
+            call(drawn)
+
+    def on_drawn(self, call: Callable[[Drawn], None]) -> Callable[[], None]:
+        """Call back with each gesture on the picture; returns the function that ends it."""
+        with self._lock:
+            self._drawn.append(call)
+        return lambda: _discard(self._lock, self._drawn, call)
 
     def guarded(self, call: Callable[[Any], None]) -> Callable[[Any], None]:
         """Wrap a viser callback: our own assignments are ignored, errors become a notification."""

@@ -141,6 +141,14 @@ class Viewport:
         self._view.publish_measurement(replace(self._view.measurement, probe=words))
         return words
 
+    def object_at(self, x: float, y: float) -> str:
+        """Name of the object at a picture position (0..1); empty for none."""
+        layers = self._layers
+        if layers is None or not layers.scene.nodes:
+            return ""
+        with drawing():
+            return layers.object_at(x, y)
+
     def _run(self) -> None:
         wait = 0.0
         while not self._closed:

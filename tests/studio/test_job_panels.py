@@ -471,16 +471,12 @@ def test_scene_lists_facts_and_the_history_goes_back(studio):
     assert s.session.state.cursor == 1
 
 
-def test_scene_saves_with_a_suffix_and_removes_objects(studio, tmp_path):
+def test_scene_saves_with_a_suffix(studio, tmp_path):
     s = studio(add_scene_panel)
     s.gui.use("Save as", str(tmp_path / "mine"))
     s.gui.use("Save")
     s.settle()
     assert (tmp_path / "mine.ckpt").exists()
-    s.gui.use("Remove it from the scene")
-    s.settle()
-    assert s.session.state.nodes == ()
-    assert not s.gui.find("Moving objects").visible
 
 
 def test_the_highlighted_buttons_lead_through_the_journey():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faithfusion_studio.scene import Scene
-from faithfusion_studio.session.commands import GoTo, RemoveNode, SaveAs
+from faithfusion_studio.session.commands import GoTo, SaveAs
 from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.view_state import View
 from faithfusion_studio.studio.widgets import change, count, next_step, note, raw_note, set_button
@@ -34,10 +34,6 @@ def add_scene_panel(gui: Any, session: Any, view: View) -> Callable[[SessionStat
     save = gui.add_button("Save")
     why = gui.add_html("")
     update_history = _add_history(gui, session, view)
-    objects = gui.add_folder("Moving objects", expand_by_default=False, visible=False)
-    with objects:
-        node = gui.add_dropdown("Object", ("-",))
-        remove = gui.add_button("Remove it from the scene", color="gray")
     notes = gui.add_folder("Source and notes", expand_by_default=False)
     with notes:
         source = gui.add_html(_source(session.store.latest().scene))
@@ -50,11 +46,6 @@ def add_scene_panel(gui: Any, session: Any, view: View) -> Callable[[SessionStat
         path = Path(target.value.strip())
         session.submit(SaveAs(str(path if path.suffix else path.with_suffix(".ckpt"))))
 
-    @remove.on_click
-    @view.guarded
-    def _(_event: Any) -> None:
-        session.submit(RemoveNode(node.value))
-
     def update(state: SessionState) -> None:
         scene = session.store.latest().scene
         change(facts, content=raw_note(_facts(scene, state)))
@@ -63,11 +54,6 @@ def add_scene_panel(gui: Any, session: Any, view: View) -> Callable[[SessionStat
         words = f"Changed since {state.path}." if state.path else "Not saved yet."
         change(why, content=note(words if state.unsaved else "", warn=True))
         update_history(state)
-        change(objects, visible=bool(state.nodes))
-        names = tuple(n.name for n in state.nodes)
-        if names and node.options != names:
-            node.options = names
-        change(remove, disabled=state.job is not None)
         change(source, content=_source(scene))
 
     return update
