@@ -36,7 +36,7 @@ class ObjectOutlines:
     def __init__(self, scene: Any, session: Any, view: View) -> None:
         self._scene, self._session, self._view = scene, session, view
         self._lines: dict[str, tuple[tuple[object, ...], Any]] = {}
-        self._arrows: Any = None
+        self._arrows: tuple[Any, ...] = ()
         self._grabbed = False
         self._place: Float[Tensor, "4 4"] | None = None
 
@@ -78,31 +78,43 @@ class ObjectOutlines:
 
     def _put_arrows(self, chosen: tuple[RigidNode, Tensor] | None) -> None:
         if chosen is None or chosen[0].locked or self._session.state.job is not None:
-            if self._arrows is not None:
-                self._arrows.remove()
-                self._arrows, self._grabbed = None, False
+            for handle in self._arrows:
+                handle.remove()
+            self._arrows, self._grabbed = (), False
             return
         self._place = chosen[1]
-        if self._arrows is None:
-            self._arrows = self._scene.add_transform_controls(
-                "/object_arrows", scale=1.6, line_width=4.0, depth_test=False
-            )
-            self._arrows.on_drag_start(self._grab)
-            self._arrows.on_drag_end(self._view.guarded(self._release))
+        if not self._arrows:
+            self._arrows = self._new_arrows()
+            for handle in self._arrows:
+                handle.on_update(self._view.guarded(self._dragged))
         if not self._grabbed:
-            put(self._arrows, chosen[1].numpy())
+            for handle in self._arrows:
+                put(handle, chosen[1].numpy())
 
-    def _grab(self, _event: Any) -> None:
-        self._grabbed = True
+    def _new_arrows(self) -> tuple[Any, Any]:
+        """Arrows along the three axes, and a ring that turns about the object's up axis only."""
+        add = self._scene.add_transform_controls
+        look = {"line_width": 4.0, "depth_test": False}
+        return (
+            add("/object_arrows", scale=1.6, disable_rotations=True, disable_sliders=True, **look),
+            add(
+                "/object_ring",
+                scale=2.2,
+                active_axes=(True, True, False),
+                disable_axes=True,
+                disable_sliders=True,
+                **look,
+            ),
+        )
 
-    def _release(self, _event: Any) -> None:
-        """The arrows came to rest: one move of the object at all times."""
-        self._grabbed = False
-        if self._arrows is None or self._place is None:
+    def _dragged(self, event: Any) -> None:
+        """Once an arrow or the ring comes to rest: one move of the object at all times."""
+        self._grabbed = event.phase != "end"
+        if self._grabbed or not self._arrows or self._place is None:
             return
-        shift, yaw = movement(self._place, self._arrows.position, self._arrows.wxyz)
+        shift, yaw = movement(self._place, event.target.position, event.target.wxyz)
         if math.hypot(*shift) < LEAST_SHIFT and abs(yaw) < LEAST_TURN:
-            put(self._arrows, self._place.numpy())
+            put(event.target, self._place.numpy())
             return
         self._session.submit(MoveNode(self._view.get().selected, shift, yaw))
 

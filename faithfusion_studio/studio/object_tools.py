@@ -48,7 +48,7 @@ class ObjectTools:
         )
         self._delete = gui.add_button("Delete the object", color="red")
         with gui.add_folder("Replace", expand_by_default=False):
-            self._by = gui.add_dropdown("By", (FILE,))
+            self._by = gui.add_dropdown("With", (FILE,))
             self._path = gui.add_text("File", "", hint="A .ply, .spz, .splat, .ckpt, ... here.")
             self._upload = gui.add_upload_button("Upload a file", color=PLAIN)
             self._up = gui.add_dropdown("Up in the file", get_args(Up), initial_value="+z")
