@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from faithfusion_studio import __version__
-from faithfusion_studio.cli.arguments import COMMANDS
+from faithfusion_studio.cli.arguments import COMMANDS as OTHER_COMMANDS
 from faithfusion_studio.cli.console import Terminated, say, terminable
+from faithfusion_studio.cli.edit_arguments import Edit
 from faithfusion_studio.errors import StudioError
 
+COMMANDS = {**OTHER_COMMANDS, "edit": Edit}
 HOMES = {
     "view": "view",
     "reconstruct": "learn",
@@ -38,6 +40,7 @@ HOMES = {
     "pairs": "adapters",
     "train-adapter": "adapters",
     "convert": "make",
+    "edit": "editing",
     "bench": "make",
 }
 """The module of each command; imported when it runs."""

@@ -27,7 +27,7 @@ from faithfusion_studio.session.state import SessionState
 from faithfusion_studio.studio.chosen import Chosen, Drawn
 from faithfusion_studio.studio.layers import frame_time
 from faithfusion_studio.studio.view_state import View
-from faithfusion_studio.studio.widgets import PLAIN, change, note, raw_note
+from faithfusion_studio.studio.widgets import PLAIN, change, note
 
 TOOLS = {
     "rectangle": "Rectangle on the picture",
@@ -35,11 +35,11 @@ TOOLS = {
     "box": "Box in the world",
     "range": "Range of a number",
 }
-WAYS = {"new": "Instead", "add": "Add", "remove": "Take away"}
+WAYS = {"new": "A new one each time", "add": "Add to it", "remove": "Take away from it"}
 EVERYTHING, BACKGROUND = "everything", "background"
 HELP = {
     "rectangle": "Hold Ctrl and drag a rectangle over the picture.",
-    "brush": "Hold Ctrl and click on the picture: a disc per click, joined while \u201cAdd\u201d is on.",
+    "brush": "Hold Ctrl and click on the picture: a disc per click, joined to a stroke while adding.",
     "box": "Set the orange box, then select what is in it.",
     "range": "Move both ends; the bars in orange are selected.",
 }
@@ -59,7 +59,7 @@ class SplatTools:
         with gui.add_folder("Select splats", expand_by_default=False):
             self._tool = gui.add_dropdown("By", tuple(TOOLS.values()))
             self._target = gui.add_dropdown("Among", (EVERYTHING, BACKGROUND))
-            self._way = gui.add_button_group("Selection", tuple(WAYS.values()))
+            self._way = gui.add_dropdown("Selection", tuple(WAYS.values()))
             self._help = gui.add_html(note(HELP["rectangle"]))
             self._seen = gui.add_checkbox(
                 "Only what is seen", True, hint="Leave out splats behind other things."
@@ -98,7 +98,7 @@ class SplatTools:
         def _(_event: Any) -> None:
             self._show_tool()
 
-        @self._way.on_click
+        @self._way.on_update
         @guarded
         def _(_event: Any) -> None:
             self._how = next(key for key, title in WAYS.items() if title == self._way.value)
@@ -213,7 +213,7 @@ class SplatTools:
         return next(key for key, title in QUANTITIES.items() if title == self._quantity.value)
 
     def _new_range(self) -> None:
-        """The histogram of another number; its lowest part is selected first."""
+        """The histogram of another number; nothing is selected before its ends are moved."""
         quantity = self._quantity_key()
         among = limited_to(self._scene, self._target.value)
         values = values_of(self._scene, quantity).cpu()[among]
@@ -223,7 +223,7 @@ class SplatTools:
             self._bars = None
         else:
             self._bars = histogram(values, logarithmic=quantity == "size")
-        self._show_chart()
+        self._show_chart(touched=False)
 
     def _ends(self) -> tuple[float, float]:
         low, high = (float(v) for v in self._range.value)
@@ -237,8 +237,8 @@ class SplatTools:
         self._choose(by_value(self._scene, self._quantity_key(), low, high))
         self._show_chart()
 
-    def _show_chart(self) -> None:
-        change(self._chart, content=chart(self._bars, *self._ends()))
+    def _show_chart(self, *, touched: bool = True) -> None:
+        change(self._chart, content=chart(self._bars, *(self._ends() if touched else (1.0, 0.0))))
 
     def _submit(self) -> None:
         chosen = self._view.get().chosen
@@ -250,7 +250,9 @@ class SplatTools:
 
 
 def chart(bars: Histogram | None, low: float, high: float) -> str:
-    """Bars of a histogram as HTML, those in [low, high] in orange, and the ends in words."""
+    """Bars of a histogram as HTML, those in [low, high] in orange, and the ends in words; low > high: none."""
+    if bars is None and low > high:
+        return note("Move the ends to select.")
     if bars is None:
         names = [p.name.lower() for p in Provenance if low <= int(p) <= high]
         return note(f"Selects: {', '.join(names)}.")
@@ -268,4 +270,6 @@ def chart(bars: Histogram | None, low: float, high: float) -> str:
         f'<svg viewBox="0 0 300 64" preserveAspectRatio="none" style="width:100%;height:64px;'
         f'display:block">{"".join(rects)}</svg>'
     )
-    return raw_note(f"{svg}{low:.3g} to {high:.3g}")
+    words = f"{low:.3g} to {high:.3g}" if low <= high else "Move the ends to select."
+    # Padded so that the bars stand over the track of the slider below.
+    return f'<div style="padding:2px 14px 0 109px">{svg}</div>{note(words)}'

@@ -147,14 +147,14 @@ def test_the_brush_adds_and_takes_away_along_its_way(shown):
     gui.use("By", "Brush on the picture")
     gui.use("Only what is seen", False)
     gui.use("Brush (px)", 8)
-    gui.use("Selection", "Add")
+    gui.use("Selection", "Add to it")
     counts = []
     for place in ((30.0, 40.0), (60.0, 40.0)):
         view.publish_drawn(Drawn("click", (place,), camera()))
         counts.append(len(view.get().chosen.rows))
     assert 0 < counts[0] < counts[1]
     between = Drawn("click", ((45.0, 40.0),), camera())
-    gui.use("Selection", "Take away")
+    gui.use("Selection", "Take away from it")
     view.publish_drawn(between)
     assert len(view.get().chosen.rows) < counts[1]
     gui.use("Clear the selection")
