@@ -13,6 +13,7 @@ from faithfusion_studio.io import attach_capture, load_capture, load_scene, snif
 from faithfusion_studio.io.attaching import rotation_of_six
 from faithfusion_studio.io.capture_files import CaptureError
 from faithfusion_studio.lens import Lens
+from faithfusion_studio.rig import mounts, rig_of
 
 SETS = {
     "waymo": {"size": (1920, 1280), "columns": 14, "xyz": 3, "per_frame": False},
@@ -141,6 +142,14 @@ def test_cameras_stand_where_the_rig_put_them(folder):
         assert (frame.camera.width, frame.camera.height) == SETS[name]["size"]
         np.testing.assert_allclose(capture.trajectory.ego_to_worlds[i], world @ ego(t), atol=1e-6)
     assert not capture.trajectory.ego_is_camera
+
+
+def test_the_rig_has_the_extrinsics_of_the_folder(folder):
+    _, root = folder
+    trajectory = load_capture(root).trajectory
+    reference, seats = mounts(trajectory)
+    assert reference == 0 and rig_of(trajectory).table == ((0, 1), (2, 3), (4, 5))
+    np.testing.assert_allclose(seats[1], np.linalg.inv(mount(0)) @ mount(1), atol=1e-6)
 
 
 def test_a_lane_shift_moves_the_whole_rig_along_the_ego_axis_of_each_moment(folder):
