@@ -51,8 +51,8 @@ class Chosen:
 class Drawn:
     """A gesture on the picture."""
 
-    kind: Literal["rectangle", "click"]
+    kind: Literal["rectangle", "stroke"]
     points: tuple[tuple[float, float], ...]
-    """Two corners, or one place; pixels of `camera`."""
+    """Two corners, or the way of the pointer (a click is one place); pixels of `camera`."""
     camera: Camera
     """What the client looked through."""

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -30,6 +31,7 @@ from faithfusion_studio.studio.panels.timeline import WIDTH as TIMELINE_WIDTH
 from faithfusion_studio.studio.panels.timeline import add_timeline_panel
 from faithfusion_studio.studio.player import Player
 from faithfusion_studio.studio.scene_graph import PathGraph
+from faithfusion_studio.studio.stroke_pad import StrokePad
 from faithfusion_studio.studio.view_state import CALLBACK_ERRORS, View, ViewState, describe
 from faithfusion_studio.studio.viewport import Viewport
 from faithfusion_studio.studio.window import ClientWindow, PathFollower
@@ -73,6 +75,7 @@ class ClientStudio:
         self.graph = PathGraph(client, self._snap)
         self.handle = OffsetHandle(client.scene, self.window.pose, self.view)
         self.outlines = ObjectOutlines(client.scene, session, self.view)
+        self.pad = StrokePad(client.scene, self.view, partial(self._draw, "stroke"))
         self._updates: list[Callable[[Any], None]] = []
         self._errors_seen = session.state.error_id
         self._notices_seen = session.state.notice_id
@@ -240,14 +243,15 @@ class ClientStudio:
             self.view.set(selected=self.viewport.object_at(float(x), float(y)))
 
     def _touched(self, event: Any) -> None:
-        self._draw("click", event, [event.screen_pos])
+        if event.screen_pos is not None:
+            self._draw("stroke", [event.screen_pos], self.view.current_camera())
 
     def _framed(self, event: Any) -> None:
-        self._draw("rectangle", event, [event.screen_min, event.screen_max])
+        corners = [event.screen_min, event.screen_max]
+        self._draw("rectangle", corners, self.view.current_camera())
 
-    def _draw(self, kind: Any, event: Any, places: list[Any]) -> None:
-        camera = self.view.current_camera()
-        if event.client is None or camera is None or None in places:
+    def _draw(self, kind: Any, places: list[tuple[float, float]], camera: Camera | None) -> None:
+        if camera is None:
             return
         points = tuple((float(x) * camera.width, float(y) * camera.height) for x, y in places)
         with reported(self.view):
@@ -272,6 +276,7 @@ class ClientStudio:
                 self.graph.draw_filling(getattr(state, "filling", None))
                 with reported(self.view):
                     self.outlines.update(self.view.get(), self._time())
+                    self.pad.update(self.view.get())
                 for update in self._updates:
                     with reported(self.view):
                         update(state)

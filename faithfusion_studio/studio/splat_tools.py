@@ -39,7 +39,7 @@ WAYS = {"new": "A new one each time", "add": "Add to it", "remove": "Take away f
 EVERYTHING, BACKGROUND = "everything", "background"
 HELP = {
     "rectangle": "Hold Ctrl and drag a rectangle over the picture.",
-    "brush": "Hold Ctrl and click on the picture: a disc per click, joined to a stroke while adding.",
+    "brush": "Hold Ctrl and paint over the picture, or click.",
     "box": "Set the orange box, then select what is in it.",
     "range": "Move both ends; the bars in orange are selected.",
 }
@@ -55,7 +55,6 @@ class SplatTools:
     def __init__(self, gui: Any, session: Any, view: View) -> None:
         self._session, self._view = session, view
         self._bars: Histogram | None = None
-        self._before: tuple[float, float] | None = None
         with gui.add_folder("Select splats", expand_by_default=False):
             self._tool = gui.add_dropdown("By", tuple(TOOLS.values()))
             self._target = gui.add_dropdown("Among", (EVERYTHING, BACKGROUND))
@@ -102,7 +101,6 @@ class SplatTools:
         @guarded
         def _(_event: Any) -> None:
             self._how = next(key for key, title in WAYS.items() if title == self._way.value)
-            self._before = None
 
         for widget in (self._center, self._size, self._yaw):
             widget.on_update(guarded(lambda _e: view.set(box=self._box())))
@@ -133,12 +131,11 @@ class SplatTools:
             for widget in widgets:
                 change(widget, visible=key in names)
         change(self._help, content=note(HELP[key]))
-        self._before = None
         if key == "range":
             self._new_range()
         elif key == "box" and not any(self._center.value):
             self._put_box()
-        self._view.set(box=self._box() if key == "box" else None)
+        self._view.set(box=self._box() if key == "box" else None, brushing=key == "brush")
 
     def show(self, state: SessionState) -> None:
         """Follow the session: what there is to select among, and whether a selection still holds."""
@@ -172,14 +169,13 @@ class SplatTools:
         key = self._key()
         if key == "rectangle" and drawn.kind == "rectangle":
             shape: Rectangle | Stroke = Rectangle(*drawn.points)
-        elif key == "brush" and drawn.kind == "click":
-            here = drawn.points[0]
-            joined = self._before is not None and self._how != "new"
-            shape = Stroke((self._before, here) if joined else (here,), float(self._radius.value))  # type: ignore[arg-type]
-            self._before = here
+        elif key == "brush" and drawn.kind == "stroke":
+            shape = Stroke(drawn.points, float(self._radius.value))
+        elif key == "brush":
+            return  # the page draws a rectangle around every stroke, too
         else:
             raise SelectionError(
-                "Ctrl selects on the picture with the rectangle (drag) or the brush (click): choose it in the tab Objects."
+                "Ctrl selects on the picture with the rectangle or the brush: choose one in the tab Objects."
             )
         if self._view.get().compare == "side":
             raise SelectionError("end the side-by-side comparison first, then select.")

@@ -106,6 +106,8 @@ class ViewState:
     """Outline all objects, not only the selected one."""
     chosen: Chosen | None = None
     """Splats that are selected; drawn in orange."""
+    brushing: bool = False
+    """Ctrl+drag draws a stroke that selects splats, not a rectangle."""
     box: Box | None = None
     """The box in the world that selects splats, while it is set up."""
     frame: int = 0

@@ -32,6 +32,7 @@ def chromium():
     for name in ("repairing", "spawn", "learner"):
         importlib.import_module(f"faithfusion_studio.fusion.{name}")
     importlib.import_module("faithfusion_studio.repair.reprojection")
+    importlib.import_module("faithfusion_studio.editing.selection")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
@@ -124,6 +125,27 @@ def test_the_arrow_on_the_road_drags_the_offset(page, studio):
     assert 0.5 < view.get().offset < 6.0
     assert view.get().follow
     wait_for(lambda: f"{view.get().offset:.2f} m left" in page.content())
+
+
+def test_splats_are_selected_with_the_mouse_counted_deleted_and_brought_back(page, studio, session):
+    view, start = studio.clients[0].view, session.store.latest().scene
+    page.get_by_role("tab", name="Objects").click()
+    page.get_by_text("Select splats").first.click()
+    page.get_by_text("Hold Ctrl and drag").wait_for()
+    page.keyboard.down("Control")
+    page.mouse.move(250, 250)
+    page.mouse.down()
+    page.mouse.move(500, 400, steps=5)
+    time.sleep(0.3)
+    page.mouse.up()
+    page.keyboard.up("Control")
+    wait_for(lambda: view.get().chosen is not None)
+    count = len(view.get().chosen.rows)
+    page.get_by_text(f"{count:,} of 900 splats selected").wait_for()
+    page.get_by_role("button", name="Delete the selected splats").click()
+    wait_for(lambda: session.state.num_gaussians == 900 - count)
+    page.get_by_role("button", name="Undo: Delete").click()
+    wait_for(lambda: session.store.latest().scene is start)
 
 
 def test_the_whole_journey(page, studio, session):

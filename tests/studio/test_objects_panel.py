@@ -1,6 +1,8 @@
 """The tab Objects on a real viser server and a real session: two cars on a small street."""
 
+import asyncio
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from faithfusion_studio.studio.chosen import Chosen, Drawn  # noqa: E402
 from faithfusion_studio.studio.layers import ViewLayers  # noqa: E402
 from faithfusion_studio.studio.object_outlines import ObjectOutlines, edges, movement  # noqa: E402
 from faithfusion_studio.studio.panels.objects import add_objects_panel  # noqa: E402
+from faithfusion_studio.studio.stroke_pad import StrokePad  # noqa: E402
 from faithfusion_studio.studio.view_state import View, ViewState  # noqa: E402
 from faithfusion_studio.transforms import rotmat_to_quat  # noqa: E402
 
@@ -142,23 +145,50 @@ def test_splats_are_counted_before_they_are_deleted(shown):
 
 def test_the_brush_adds_and_takes_away_along_its_way(shown):
     gui, view = shown.gui, shown.view
-    with pytest.raises(Exception, match="choose it in the tab Objects"):
-        view.publish_drawn(Drawn("click", ((40.0, 30.0),), camera()))
+    with pytest.raises(Exception, match="choose one in the tab Objects"):
+        view.publish_drawn(Drawn("stroke", ((40.0, 30.0),), camera()))
     gui.use("By", "Brush on the picture")
     gui.use("Only what is seen", False)
     gui.use("Brush (px)", 8)
     gui.use("Selection", "Add to it")
     counts = []
-    for place in ((30.0, 40.0), (60.0, 40.0)):
-        view.publish_drawn(Drawn("click", (place,), camera()))
+    for way in (((30.0, 40.0),), ((30.0, 40.0), (60.0, 40.0))):
+        view.publish_drawn(Drawn("stroke", way, camera()))
         counts.append(len(view.get().chosen.rows))
     assert 0 < counts[0] < counts[1]
-    between = Drawn("click", ((45.0, 40.0),), camera())
+    between = Drawn("stroke", ((45.0, 40.0),), camera())
     gui.use("Selection", "Take away from it")
     view.publish_drawn(between)
     assert len(view.get().chosen.rows) < counts[1]
     gui.use("Clear the selection")
     assert view.get().chosen is None and "No splats are selected." in gui.text()
+
+
+def test_a_stroke_is_taken_from_the_globe_around_the_camera(shown):
+    drawn, done = [], threading.Event()
+
+    def draw(places, over):
+        drawn.append((places, over))
+        done.set()
+
+    pad = StrokePad(shown.server.scene, shown.view, draw)
+    pad.update(shown.view.get())
+    assert pad._globe is None
+    shown.view.set(brushing=True)
+    pad.update(shown.view.get())
+    assert pad._globe.position.tolist() == pytest.approx([0.0, 0.0, 1.0])
+
+    async def gesture():
+        for phase, x in (("start", 0.3), ("update", 0.5), ("end", 0.6)):
+            await pad._dragged(
+                SimpleNamespace(phase=phase, start_screen_pos=(0.2, 0.4), end_screen_pos=(x, 0.4))
+            )
+
+    asyncio.run(gesture())
+    assert done.wait(10.0) and drawn[0][0] == [(0.2, 0.4), (0.3, 0.4), (0.5, 0.4), (0.6, 0.4)]
+    shown.view.set(brushing=False)
+    pad.update(shown.view.get())
+    assert pad._globe is None
 
 
 def test_a_box_and_a_range_select(shown):
