@@ -57,6 +57,11 @@ class Rig:
         """The column of a frame."""
         return self.places[min(max(frame, 0), len(self.places) - 1)][1] if self.places else 0
 
+    def name_of(self, frame: int) -> str:
+        """A frame for people: its moment, and where there are several cameras which of them took it."""
+        name = f", {self.titles[self.camera_of(frame)]}" if self.several else ""
+        return f"{self.moment_of(frame)}{name}"
+
     def frame_at(self, moment: int, camera: int) -> int:
         """A camera's frame of a moment, or of the nearest moment at which it took one."""
         moment = min(max(moment, 0), len(self) - 1)

@@ -32,6 +32,7 @@ def test_a_path_is_a_table_of_moments_and_cameras():
     assert [found.places[i] for i in (0, 3, 4)] == [(0, 0), (1, 1), (1, 2)]
     assert found.track(0) == [0, 5, 8, 11] and found.frame_at(1, 0) == 0
     assert found.segment(1, 3) == Segment(3, 8) and found.span(Segment(3, 8)) == (1, 3)
+    assert found.name_of(4) == "1, right"
     assert found.frame_at(99, 1) == 12 and found.moment_of(99) == 4
 
 

@@ -55,7 +55,8 @@ class FrameStrip:
         if state.frames is not self._frames:
             self._frames, self._previewing = state.frames, False
             if state.frames:
-                first, last = state.frames[0].frame, state.frames[-1].frame
+                numbers = [frame.frame for frame in state.frames]
+                first, last = min(numbers), max(numbers)
                 change(self._select, min=first, max=max(last, first + 1))
                 if not first <= self._select.value <= last:
                     self._select.value = first
@@ -89,7 +90,8 @@ class FrameStrip:
         self._drawn = wanted
         self._picture.image = frame_image(frame, kind, float(self._wipe.value))
         change(self._wipe, visible=kind == "wipe")
-        title = f"Preview of frame {frame.frame}" if self._previewing else f"Frame {frame.frame}"
+        name = html.escape(self._view.rig.name_of(frame.frame))
+        title = f"Preview of frame {name}" if self._previewing else f"Frame {name}"
         lines = [f"<b>{title}</b> \u00b7 {LEGENDS[kind]}", describe_frame(frame)]
         lines += [html.escape(text) for text in frame.notes]
         change(self._about, content=raw_note("<br>".join(lines)))

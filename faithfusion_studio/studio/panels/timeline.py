@@ -91,7 +91,7 @@ def add_timeline_panel(
         strip.update()
         shown = view.get().frame
         text = thumbnail_html(
-            session.store.latest().scene, shown, LEFT_OF_PHOTO, _photo_name(view.rig, shown)
+            session.store.latest().scene, shown, LEFT_OF_PHOTO, view.rig.name_of(shown)
         )
         if photo.content != text:
             photo.content = text
@@ -128,11 +128,6 @@ def _caption(state: ViewState, view: View, session_state: Any) -> str:
         'text-overflow:ellipsis">'
         f"{html.escape(status_text(session_state, view.measurement))}</span></div>"
     )
-
-
-def _photo_name(rig: Rig, frame: int) -> str:
-    name = f", {rig.titles[rig.camera_of(frame)]}" if rig.several else ""
-    return f"{rig.moment_of(frame)}{name}"
 
 
 def _place(state: ViewState, rig: Rig) -> str:
