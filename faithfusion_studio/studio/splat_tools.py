@@ -37,6 +37,8 @@ TOOLS = {
 }
 WAYS = {"new": "A new one each time", "add": "Add to it", "remove": "Take away from it"}
 EVERYTHING, BACKGROUND = "everything", "background"
+AHEAD = 8.0
+"""A new box stands so far before the camera, m."""
 HELP = {
     "rectangle": "Hold Ctrl and drag a rectangle over the picture.",
     "brush": "Hold Ctrl and paint over the picture, or click.",
@@ -77,7 +79,10 @@ class SplatTools:
         self._size = gui.add_vector3("Size (m)", (3.0, 3.0, 3.0), step=0.1, visible=False)
         self._yaw = gui.add_number("Turned (\u00b0)", 0.0, step=5.0, visible=False)
         self._here = gui.add_button(
-            "Put it before the camera", color=PLAIN, visible=False, hint="8 m ahead."
+            "Put it here",
+            color=PLAIN,
+            visible=False,
+            hint=f"Around the selected object, or {AHEAD:.0f} m before the camera where none is.",
         )
         self._inside = gui.add_button("Select what is inside", color=PLAIN, visible=False)
 
@@ -192,18 +197,29 @@ class SplatTools:
 
     def _put_box(self) -> None:
         """Around the selected object, or some metres before the camera."""
-        camera = self._view.current_camera()
-        if camera is None:
+        state, camera = self._view.get(), self._view.current_camera()
+        node = next((one for one in self._scene.nodes if one.name == state.selected), None)
+        pose = None if node is None else node.pose_at(self._time())
+        if node is not None and pose is not None:
+            center, size = pose[:3, 3], node.size
+            yaw = math.degrees(math.atan2(float(pose[1, 0]), float(pose[0, 0])))
+        elif camera is not None:
+            center = camera.position + AHEAD * camera.camtoworld[:3, 2]
+            size, yaw = torch.tensor([3.0, 3.0, 3.0]), 0.0
+        else:
             return
-        pose = camera.camtoworld
-        place = pose[:3, 3] + 8.0 * pose[:3, 2]
-        self._center.value = tuple(round(v, 2) for v in place.tolist())
+        self._center.value = tuple(round(v, 2) for v in center.tolist())
+        self._size.value = tuple(round(v, 2) for v in size.tolist())
+        self._yaw.value = round(yaw, 1)
         self._view.set(box=self._box())
 
     def _select_box(self) -> None:
         box = self._box()
         self._view.set(box=box)
-        self._choose(in_box(self._scene, box, frame_time(self._scene, self._view.get().frame)))
+        self._choose(in_box(self._scene, box, self._time()))
+
+    def _time(self) -> float:
+        return frame_time(self._scene, self._view.get().frame)
 
     def _quantity_key(self) -> Any:
         return next(key for key, title in QUANTITIES.items() if title == self._quantity.value)

@@ -195,6 +195,16 @@ def test_a_box_and_a_range_select(shown):
     gui, view = shown.gui, shown.view
     gui.use("By", "Box in the world")
     assert view.get().box is not None
+    assert view.get().box.center == (8.0, 0.0, 1.0)
+    view.set(selected="car")
+    gui.use("Put it here")
+    assert view.get().box.center == pytest.approx((6.0, 1.5, 0.7))
+    assert view.get().box.size == pytest.approx((4.2, 1.9, 1.5))
+    gui.use("Among", "car")
+    gui.use("Select what is inside")
+    assert len(view.get().chosen.rows) == 30
+    gui.use("Among", "everything")
+    gui.use("Turned (\u00b0)", 0.0)
     gui.use("Centre (m)", (9.0, 0.0, 1.0))
     gui.use("Size (m)", (50.0, 50.0, 50.0))
     gui.use("Select what is inside")
