@@ -193,3 +193,28 @@ def test_a_click_finds_the_object_that_fills_the_pixel():
                 assert object_at(scene, view, x, y) == names[int(ordered.indices[0])]
                 checked += 1
     assert checked > 20
+
+
+def test_objects_of_every_kind_of_motion_are_copied_cut_and_removed(tmp_path):
+    """Rigid, deformable and skinned objects of a driving checkpoint, as an independent writer makes it."""
+    from reference.slow_drivestudio import make_checkpoint
+
+    torch.save(make_checkpoint(), tmp_path / "checkpoint_30000.pth")
+    scene = load_scene(tmp_path / "checkpoint_30000.pth")
+    assert len({type(node.motion) for node in scene.nodes}) >= 3
+    time = float(scene.nodes[0].timestamps[1])
+    start, moved = len(scene.background), [n.placed_at(time) for n in scene.nodes]
+    for index, node in enumerate(scene.nodes):
+        count = len(node.gaussians)
+        copied = duplicate_node(scene, node.name, offset=(0.0, 0.0, 0.0)).scene.nodes[-1]
+        halved = scene
+        if count > 1:
+            halved = delete_rows(scene, torch.arange(start, start + count // 2)).scene
+        placed = moved[index]
+        if placed is not None:
+            assert torch.equal(copied.placed_at(time).means, placed.means)
+            rest = halved.nodes[index].placed_at(time)
+            kept = count - count // 2 if count > 1 else count
+            torch.testing.assert_close(rest.means, placed.means[count - kept :])
+        assert len(remove_node(scene, node.name).scene.nodes) == len(scene.nodes) - 1
+        start += count
