@@ -13,7 +13,7 @@ from faithfusion_studio.bench.uncertainty.tables import UncertaintyReport
 
 DRAWN = {
     "block": "#2f6fb3",
-    "diagonal": "#7aa6d6",
+    "joint": "#d0408f",
     "deviation": "#2f8f5b",
     "rank_average": "#8a5fb0",
     "image_gradient": "#c58a1a",
