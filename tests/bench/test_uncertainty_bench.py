@@ -18,6 +18,7 @@ from street_scene import recorded_camera, street, with_true_photos  # noqa: E402
 
 from faithfusion_studio.bench import configure, run_bench  # noqa: E402
 from faithfusion_studio.bench.report import BenchError  # noqa: E402
+from faithfusion_studio.bench.uncertainty.combination import combined, features, fit  # noqa: E402
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge, Sight  # noqa: E402
 from faithfusion_studio.bench.uncertainty.methods import (  # noqa: E402
     METHODS,
@@ -308,3 +309,16 @@ def test_a_written_recording_brings_its_truth(tmp_path):
 def test_a_benchmark_of_nothing_is_refused_in_words(nothing):
     with pytest.raises(BenchError, match="at least one of each"):
         run_bench("uncertainty", configure("uncertainty", quick=True, **nothing))
+
+
+def test_the_logistic_finds_the_weights_its_data_were_made_with():
+    generator = torch.Generator().manual_seed(0)
+    eig, gradient = torch.rand(40_000, generator=generator), torch.rand(40_000, generator=generator)
+    known = features(eig, gradient)
+    odds = 2.0 * known[:, 0] + 0.5 * known[:, 1] + 1.0
+    wrong = torch.rand(40_000, generator=generator) < torch.sigmoid(odds)
+    a, b = fit(known, wrong)
+    assert a == pytest.approx(2.0, abs=0.1) and b == pytest.approx(0.5, abs=0.1)
+    assert fit(known, torch.zeros(40_000, dtype=torch.bool)) == (0.0, 0.0)
+    more = combined(torch.tensor([0.1, 0.2, 0.2]), torch.tensor([0.1, 0.1, 0.2]))
+    assert more[0] < more[1] < more[2]

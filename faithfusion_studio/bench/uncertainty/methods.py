@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from faithfusion_studio.bench.uncertainty.combination import combined
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge, Sight
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.gaussians import Gaussians
@@ -292,6 +293,13 @@ def rank_average(known: Knowledge, sight: Sight) -> Prediction:
     return Prediction(sum(ranks(m.flatten()).view(m.shape).float() for m in maps))  # type: ignore[arg-type]
 
 
+def logistic(known: Knowledge, sight: Sight) -> Prediction:
+    """Log-odds of an error from block EIG and image gradient, weights from other scenes."""
+    return Prediction(
+        combined(_eig_map(known, sight, "block").eig, image_gradient(known, sight).rank)
+    )
+
+
 FORMS: tuple[EigForm, ...] = ("block", "trace", "diagonal")
 ORACLE = "oracle"
 """The error itself; only what every method is measured against."""
@@ -324,5 +332,6 @@ METHODS: Mapping[str, Method] = {
     "dropout": Method(dropout, (), "Gaussians left out"),
     "image_gradient": Method(image_gradient, (), "gradient of the render"),
     "rank_average": Method(rank_average, ("fisher",), "block with image_gradient"),
+    "logistic": Method(logistic, ("fisher",), "the same two, weights from other scenes"),
     "random": Method(random, (), "chance"),
 }

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from faithfusion_studio.bench.figures import Value
 from faithfusion_studio.bench.report import BenchConfig, BenchError
+from faithfusion_studio.bench.uncertainty.combination import fit
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge
 from faithfusion_studio.bench.uncertainty.methods import METHODS, ORACLE
 from faithfusion_studio.bench.uncertainty.scoring import (
@@ -75,7 +77,12 @@ def run_uncertainty(config: BenchConfig) -> UncertaintyReport:
             minutes = (time.perf_counter() - started) / 60
             _say(f"{test.name}, training {training}: scored after {minutes:.1f} min")
     rows = table(scores)
-    notes = [f"{s.name}, training {s.training_seed}: {_renders(s)}" for s in scores]
+    found = [sample for s in scores for sample in s.samples]
+    a, b = fit(torch.cat([x for x, _ in found]), torch.cat([y for _, y in found]))
+    notes = [
+        f"a logistic of block and image_gradient fitted on these scenes weighs them {a:.2f} to {b:.2f}"
+    ]
+    notes += [f"{s.name}, training {s.training_seed}: {_renders(s)}" for s in scores]
     return UncertaintyReport(
         "uncertainty",
         config,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from faithfusion_studio.bench.uncertainty.combination import SAMPLES, features
 from faithfusion_studio.bench.uncertainty.knowledge import Knowledge, Sight
 from faithfusion_studio.bench.uncertainty.methods import METHODS, ORACLE, Prediction
 from faithfusion_studio.bench.uncertainty.truth import TrueView
@@ -150,6 +151,8 @@ class SceneScores:
     """Share of UCR by block, form "block", at the studio's threshold."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     """By block: squared error of the pixels kept below each quantile of block EIG."""
+    samples: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per view: `combination.features` of random pixels [N, 2], and which of them are wrong [N]."""
 
     def mean(self, method: str, block: str, name: str) -> float:
         """Over the views of the scene that have this number."""
@@ -183,6 +186,7 @@ def score_scene(
                 best = oracle_score(errors)
                 scores.views.setdefault((ORACLE, block), []).append(best)
                 scores.curves.setdefault(block, []).append(_kept_errors(known, sight, errors))
+                scores.samples.append(_samples(known, sight, errors, number))
     for method in methods:
         scores.setup[method] = sum(known.seconds.get(n, 0.0) for n in METHODS[method].needs)
     return scores
@@ -206,6 +210,15 @@ def _psnr(signed: Tensor) -> float:
 def _ucr_share(known: Knowledge, sight: Sight) -> float:
     found = eig_map(known.scene, sight.camera, fisher=known.fisher, view=sight.view)
     return float(split_regions(found, THRESHOLD).ucr.float().mean())
+
+
+def _samples(known: Knowledge, sight: Sight, errors: Errors, seed: int) -> tuple[Tensor, Tensor]:
+    eig, gradient = (
+        METHODS[name].predict(known, sight).rank for name in ("block", "image_gradient")
+    )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(errors.l1.numel(), (SAMPLES,), generator=generator)
+    return features(eig, gradient).view(-1, 2)[chosen], (errors.l1 > LARGE_ERROR).flatten()[chosen]
 
 
 def _kept_errors(known: Knowledge, sight: Sight, errors: Errors) -> list[float]:
