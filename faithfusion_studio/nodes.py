@@ -10,7 +10,7 @@ from torch import Tensor
 
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.motion import Motion, moved_to, rows_of
-from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat, slerp
+from faithfusion_studio.transforms import pose_between
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +45,7 @@ class RigidNode:
         nearest = int((t - time).abs().argmin())
         if not bool(self.visible[nearest]):
             return None
-        high = int(torch.searchsorted(t, torch.tensor(time, dtype=t.dtype)))
-        if high <= 0 or high >= len(t) or float(t[nearest]) == time:
-            return self.poses[nearest]
-        low = high - 1
-        fraction = (time - t[low]) / (t[high] - t[low])
-        quats = rotmat_to_quat(self.poses[[low, high], :3, :3])
-        pose = self.poses[low].clone()
-        pose[:3, :3] = quat_to_rotmat(slerp(quats[0], quats[1], fraction))
-        pose[:3, 3] = torch.lerp(self.poses[low, :3, 3], self.poses[high, :3, 3], fraction)
-        return pose
+        return pose_between(self.poses, t, time)
 
     def placed_at(self, time: float) -> Gaussians | None:
         """The Gaussians in world axes at a time (s), None while not visible or hidden."""

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 from torch import Tensor
 
+from faithfusion_studio.boxes import BoxTrack
 from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.gaussians import Gaussians, concatenate
@@ -29,19 +30,6 @@ class SceneError(StudioError):
 
 
 # ------------------------------------------------------------------------------------ recording
-
-
-@dataclass(frozen=True, eq=False)
-class BoxTrack:
-    """An annotated vehicle over time."""
-
-    name: str
-    category: str
-    size: Float[Tensor, "3"]
-    """Length, width, height, m."""
-    poses: Float64[Tensor, "T 4 4"]
-    """Box -> world."""
-    timestamps: Float64[Tensor, "T"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,13 +188,25 @@ class Capture:
         """Names of the rig's cameras in order of first use."""
         return list(dict.fromkeys(frame.camera.name for frame in self.frames))
 
+    @property
+    def sweeps(self) -> tuple[tuple[float, Float32[Tensor, "_ 3"]], ...]:
+        """Laser sweeps with their times, s; none where there is not exactly one for each time of the frames."""
+        times = sorted(set(self.trajectory.timestamps))
+        if len(times) != len(self.lidar):
+            return ()
+        return tuple(zip(times, self.lidar, strict=True))
+
     def select(self, indices: list[int] | range) -> Capture:
-        """Only these frames (indices into `frames`), everything else unchanged."""
+        """Only these frames (indices into `frames`) and the sweeps of their times, everything else unchanged."""
         indices = list(indices)
+        trajectory = self.trajectory.select(indices)
+        kept = set(trajectory.timestamps)
+        sweeps = tuple(scan for time, scan in self.sweeps if time in kept)
         return replace(
             self,
             frames=tuple(self.frames[i] for i in indices),
-            trajectory=self.trajectory.select(indices),
+            trajectory=trajectory,
+            lidar=sweeps or self.lidar,
         )
 
 

@@ -8,7 +8,7 @@ a rigid `pose` [..., 4, 4] maps the frame it is named after into its parent. SH 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 SH_C0 = 0.28209479177387814
@@ -121,6 +121,29 @@ def slerp(
     wa = torch.where(near, 1 - t, torch.sin((1 - t) * safe) / torch.sin(safe))
     wb = torch.where(near, t, torch.sin(t * safe) / torch.sin(safe))
     return torch.nn.functional.normalize(wa * a + wb * b, dim=-1)
+
+
+def pose_between(
+    poses: Float64[Tensor, "T 4 4"], timestamps: Float64[Tensor, "T"], time: float
+) -> Float64[Tensor, "4 4"]:
+    """Pose at a time: linear position and slerped rotation between the poses around it; ends are held.
+
+    Args:
+        poses: Frame -> parent at each time.
+        timestamps: s, ascending.
+        time: s.
+    """
+    t = timestamps
+    high = int(torch.searchsorted(t, torch.tensor(time, dtype=t.dtype)))
+    if high <= 0 or high >= len(t) or float(t[high]) == time:
+        return poses[min(high, len(t) - 1)]
+    low = high - 1
+    fraction = (time - t[low]) / (t[high] - t[low])
+    quats = rotmat_to_quat(poses[[low, high], :3, :3])
+    pose = poses[low].clone()
+    pose[:3, :3] = quat_to_rotmat(slerp(quats[0], quats[1], fraction))
+    pose[:3, 3] = torch.lerp(poses[low, :3, 3], poses[high, :3, 3], fraction)
+    return pose
 
 
 def invert_rigid(poses: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:

@@ -26,6 +26,7 @@ FLOORS = {
     "io": 2,
     "render": 2,
     "scene": 1,
+    "boxes": 1,
     "nodes": 1,
     "motion": 1,
     "sky": 1,
@@ -38,6 +39,8 @@ FLOORS = {
 }
 SAME_FLOOR = {
     ("scene", "nodes"),
+    ("scene", "boxes"),
+    ("boxes", "cameras"),
     ("scene", "sky"),
     ("scene", "lens"),
     ("lens", "cameras"),

@@ -94,6 +94,12 @@ class Reconstruct(DeviceCommand):
     """Wall time at most, min."""
     max_gaussians: int | None = None
     """Densification stops here; 150,000 when not given."""
+    nodes: Literal["rigid", "none"] = "rigid"
+    """rigid: each annotated vehicle that moves is learned as an object of its own. none: all is background."""
+    boxes: Path | None = None
+    """Box tracks (JSON, see `ff-studio boxes`) instead of the recording's own."""
+    symmetric: bool = False
+    """Complete sides of vehicles that no frame saw by mirroring the other side; marked as completed."""
     seed: int = 0
 
 

@@ -39,9 +39,12 @@ def reconstruct(args: a.Reconstruct) -> Result:
     """Train, sum the evidence, save; the first Ctrl+C saves what is trained."""
     from faithfusion_studio.fusion.reconstruction import Reconstruction
     from faithfusion_studio.io import load_capture, save_scene
+    from faithfusion_studio.io.annotations import read_box_tracks
 
     config, device = _reconstruction_config(args), chosen_device(args.device)
     capture = select_frames(load_capture(args.capture), args.cameras, args.every)
+    if args.boxes is not None:
+        capture = replace(capture, boxes=read_box_tracks(args.boxes))
     for note in capture.notes:
         say(note)
     with reserved(args.out, args.capture), interruptible("saving what is trained") as stop:
@@ -70,6 +73,7 @@ def reconstruct(args: a.Reconstruct) -> Result:
         "steps": trained["steps_done"],
         "seconds": found["seconds"] or trained["seconds"],
         "gaussians": scene.num_gaussians,
+        "vehicles": {node.name: len(node.gaussians) for node in scene.nodes},
         "psnr_train": found.get("psnr_train", math.nan),
         "psnr_holdout": found.get("psnr_holdout", math.nan),
         "fisher": scene.fisher is not None,
@@ -80,6 +84,7 @@ def reconstruct(args: a.Reconstruct) -> Result:
         f"{values['gaussians']:,} Gaussians after {values['steps']} steps in "
         f"{duration(values['seconds'])}; PSNR {values['psnr_train']:.2f} dB on trained frames, "
         f"{values['psnr_holdout']:.2f} dB on held-out frames.",
+        *(f"Vehicle {name}: {count:,} Gaussians." for name, count in values["vehicles"].items()),
         f"Saved {args.out}. Open it: ff-studio {args.out}",
     ]
     if stop.requested:
@@ -101,7 +106,12 @@ def _reconstruction_config(args: a.Reconstruct) -> ReconstructionConfig:
         if not low <= value <= high:
             raise CommandLineError(f"{name}: found {value}; expected {low} to {high}.")
     config = ReconstructionConfig(
-        minutes=args.minutes, scale=args.scale, holdout_every=args.holdout_every, seed=args.seed
+        minutes=args.minutes,
+        scale=args.scale,
+        holdout_every=args.holdout_every,
+        nodes=args.nodes == "rigid",
+        symmetric=args.symmetric,
+        seed=args.seed,
     )
     if args.max_gaussians is not None:
         config = replace(config, max_gaussians=args.max_gaussians)

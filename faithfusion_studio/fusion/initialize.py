@@ -8,18 +8,19 @@ with points, and a cube map takes what is infinitely far.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.losses import SparseDepth
 from faithfusion_studio.gaussians import Gaussians, Provenance
-from faithfusion_studio.scene import Capture
+from faithfusion_studio.scene import Capture, PosedImage
 from faithfusion_studio.sky import CubemapSky, pixel_directions
 from faithfusion_studio.transforms import rgb_to_sh0
 
@@ -45,7 +46,12 @@ class Seeds:
 
 
 def initial_gaussians(
-    capture: Capture, *, seed: int, sh_degree: int, limit: int
+    capture: Capture,
+    *,
+    seed: int,
+    sh_degree: int,
+    limit: int,
+    moving: Callable[[Camera], Bool[Tensor, "H W"]] | None = None,
 ) -> tuple[Gaussians, float]:
     """Gaussians to start a reconstruction from, and the scene's extent.
 
@@ -54,6 +60,7 @@ def initial_gaussians(
         seed: Of the random choices.
         sh_degree: Bands to allocate; the higher ones start at zero.
         limit: At most this many Gaussians.
+        moving: Pixels of a camera that show something that moves, whose colours are not the background's.
 
     Returns:
         The Gaussians (world frame) and the extent in m that position learning rates are scaled by.
@@ -62,10 +69,15 @@ def initial_gaussians(
         InitializationError: Neither points nor a usable ground plane could be found.
     """
     generator = np.random.default_rng(seed)
-    images = _thumbnails(capture)
+    images = [thumbnail(frame) for frame in capture.frames]
+    sizes = [(image.shape[1], image.shape[0]) for image in images]
+    masks = [
+        None if moving is None else moving(frame.camera.resized(*size))
+        for frame, size in zip(capture.frames, sizes, strict=True)
+    ]
     recorded = _recorded_points(capture)
-    surfaces = _interpolated_surfaces(capture, recorded, images, generator, limit // 3)
-    road = _road_points(capture, images, generator)
+    surfaces = _interpolated_surfaces(capture, recorded, images, masks, generator, limit // 3)
+    road = _road_points(capture, images, masks, generator)
     parts = [p for p in (recorded, surfaces, road) if len(p.xyz)]
     if not parts:
         raise InitializationError(
@@ -79,10 +91,20 @@ def initial_gaussians(
     centres = capture.trajectory.camtoworlds[:, :3, 3]
     spread = float((centres - centres.mean(0)).norm(dim=-1).max())
     extent = max(1.1 * spread, 5.0)
-    return _as_gaussians(xyz, rgb, sh_degree, extent), extent
+    return as_gaussians(xyz, rgb, sh_degree, extent), extent
 
 
-def _as_gaussians(xyz: Tensor, rgb: Tensor, sh_degree: int, extent: float) -> Gaussians:
+def as_gaussians(
+    xyz: Float32[Tensor, "M 3"], rgb: Float32[Tensor, "M 3"], sh_degree: int, extent: float
+) -> Gaussians:
+    """Round, half-transparent Gaussians as large as their distance to each other.
+
+    Args:
+        xyz: Centres, m.
+        rgb: Colours in [0, 1].
+        sh_degree: Bands to allocate; the higher ones start at zero.
+        extent: None becomes larger than a tenth of this, m.
+    """
     count = len(xyz)
     spacing = neighbour_distance(xyz).clamp(0.005, 0.1 * extent)
     return Gaussians(
@@ -111,15 +133,12 @@ def neighbour_distance(xyz: Float[Tensor, "M 3"]) -> Float32[Tensor, "M"]:
 # ------------------------------------------------------------------------------------- the parts
 
 
-def _thumbnails(capture: Capture, width: int = 480) -> list[Tensor]:
-    """Every frame, small, for colours."""
-    result = []
-    for frame in capture.frames:
-        camera = frame.camera
-        factor = min(1.0, width / camera.width)
-        size = (max(1, round(camera.width * factor)), max(1, round(camera.height * factor)))
-        result.append(frame.image(size))
-    return result
+def thumbnail(frame: PosedImage, width: int = 480) -> Float32[Tensor, "h w 3"]:
+    """A frame, small, for colours."""
+    camera = frame.camera
+    factor = min(1.0, width / camera.width)
+    size = (max(1, round(camera.width * factor)), max(1, round(camera.height * factor)))
+    return frame.image(size)
 
 
 def visible_points(points: Float32[Tensor, "M 3"], camera: Camera, cell: int = 6) -> SparseDepth:
@@ -188,6 +207,7 @@ def _interpolated_surfaces(
     capture: Capture,
     points: Seeds,
     images: list[Tensor],
+    masks: list[Tensor | None],
     generator: np.random.Generator,
     limit: int,
 ) -> Seeds:
@@ -218,6 +238,7 @@ def _interpolated_surfaces(
         weight = 1 / (distance[found] + 1.0) ** 2
         mean = (inverse * weight).sum(1) / weight.sum(1)
         agree = np.abs(inverse - mean[:, None]).max(1) < 0.25 * mean
+        agree &= _still(masks[index], torch.from_numpy(query[found])).numpy()
         pixels = torch.from_numpy(query[found][agree])
         z = torch.from_numpy((1 / mean[agree]).astype(np.float32))
         xyz.append(_lift(capture, index, pixels, z, (width, height)))
@@ -251,7 +272,21 @@ def camera_height(capture: Capture) -> float | None:
     return float(below[(below - centre).abs() < 0.1].median())
 
 
-def _road_points(capture: Capture, images: list[Tensor], generator: np.random.Generator) -> Seeds:
+def _still(mask: Tensor | None, uv: Tensor) -> Bool[Tensor, "M"]:
+    """Pixel positions off the mask; those outside of the picture count too."""
+    if mask is None:
+        return torch.ones(len(uv), dtype=torch.bool)
+    u = uv[:, 0].long().clamp(0, mask.shape[1] - 1)
+    v = uv[:, 1].long().clamp(0, mask.shape[0] - 1)
+    return ~mask[v, u]
+
+
+def _road_points(
+    capture: Capture,
+    images: list[Tensor],
+    masks: list[Tensor | None],
+    generator: np.random.Generator,
+) -> Seeds:
     """Points on the road plane under the drive, coloured by the frame that sees them best."""
     height = camera_height(capture)
     if height is None:
@@ -281,6 +316,7 @@ def _road_points(capture: Capture, images: list[Tensor], generator: np.random.Ge
         size = (images[index].shape[1], images[index].shape[0])
         uv, depth = _project(capture, index, world, size)
         seen = (depth > 1) & (uv >= 0).all(1) & (uv[:, 0] < size[0]) & (uv[:, 1] < size[1])
+        seen &= _still(masks[index], uv)
         xyz.append(world[seen])
         rgb.append(_colors(images[index], uv[seen]))
         travelled = 0.0

@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.learned_nodes import LearnedNodes
 from faithfusion_studio.fusion.losses import TrainingView, view_loss
 from faithfusion_studio.fusion.parameters import GaussianParameters
-from faithfusion_studio.fusion.schedule import LearningRates, LossWeights
+from faithfusion_studio.fusion.schedule import LearningRates, LossWeights, PoseRates
 from faithfusion_studio.gaussians import Gaussians, concatenate
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.render.images import cubemap_image
@@ -34,13 +35,15 @@ class Learner:
     """The parameters of a scene in training and one step on them.
 
     Args:
-        scene: Start values. The background, a cube-map sky and the exposure table are learned; rigid nodes
-            are drawn as they are.
+        scene: Start values. The background, a cube-map sky and the exposure table are learned.
         rates: Adam step sizes.
         weights: Loss weights.
         extent: Scene extent, m; scales the position rate.
         learn_sky: Whether sky and exposure are moved too.
         capacity: Rows to make room for.
+        poses: How the poses of rigid nodes are refined, their Gaussians being learned too; None draws the nodes as
+            they are.
+        times: Recorded times that are learned from, s; each has a correction of its own.
     """
 
     def __init__(
@@ -52,12 +55,19 @@ class Learner:
         extent: float,
         learn_sky: bool = True,
         capacity: int = 0,
+        poses: PoseRates | None = None,
+        times: Sequence[float] = (),
     ) -> None:
         self._scene = scene
         self.weights = weights
         self.extent = extent
+        self.nodes: LearnedNodes | None = None
+        if poses is not None and scene.nodes:
+            count = len(scene.background)
+            self.nodes = LearnedNodes(scene.nodes, count, times, poses, scene.device)
+        table = scene.background if self.nodes is None else scene.all_gaussians
         self.parameters = GaussianParameters(
-            scene.background, rates, means_rate=rates.means * extent, capacity=capacity
+            table, rates, means_rate=rates.means * extent, capacity=capacity
         )
         self._sky: _LearnedSky | None = None
         self._exposures: torch.nn.Parameter | None = None
@@ -81,9 +91,13 @@ class Learner:
             sky = CubemapSky(self._sky.value.clone())
         if self._exposures is not None:
             exposures = self._exposures.detach().clone()
+        background, nodes = self.parameters.snapshot(), self._scene.nodes
+        if self.nodes is not None:
+            background, nodes = self.nodes.split(background)
         return replace(
             self._scene,
-            background=self.parameters.snapshot(),
+            background=background,
+            nodes=nodes,
             sky=sky,
             exposures=exposures,
             fisher=None,
@@ -113,10 +127,13 @@ class Learner:
             The loss (NaN when the step was skipped) and the rasteriser's lists with gradients.
         """
         view = view.to(self.device)
-        leaves = self.parameters.leaves()
-        recorded = view.source == "recorded"
-        nodes = (self._scene.as_recorded() if recorded else self._scene).nodes
-        placed = self._placed(nodes, view.camera.time)
+        leaves, placements, placed = self.parameters.leaves(), [], None
+        if self.nodes is not None:
+            leaves, placements = self.nodes.place(leaves, view.camera.time)
+        else:
+            recorded = view.source == "recorded"
+            nodes = (self._scene.as_recorded() if recorded else self._scene).nodes
+            placed = self._placed(nodes, view.camera.time)
         rendered, alphas, meta = self._rasterize(
             leaves, placed, view.camera, sh_degree, absgrad=absgrad
         )
@@ -134,6 +151,8 @@ class Learner:
         if exposure is not None and exposure.requires_grad:
             wanted["exposure"] = exposure
         gradients = dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
+        if self.nodes is not None:
+            self.nodes.pull_back(placements, gradients)
         if held is not None:
             for kind in ("means", "quats"):
                 gradients[kind] = gradients[kind].masked_fill(held[:, None], 0)
@@ -143,6 +162,8 @@ class Learner:
             shown = int(self.parameters.visible.sum())
         voxel = 0.01 * self.extent
         value += self.parameters.step(gradients, self.weights, voxel, num_visible=shown)
+        if self.nodes is not None:
+            self.nodes.confine(self.parameters)
         if self._sky is not None:
             self._sky.step(gradients["texels"])
         if "exposure" in gradients:

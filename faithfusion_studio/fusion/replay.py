@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
+from faithfusion_studio.boxes import inside_box
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.losses import SparseDepth, TrainingView, eig_weight
 from faithfusion_studio.fusion.novel_depth import agreed_depth, unhidden_points
@@ -112,7 +113,7 @@ def measured_points(scene: Scene) -> Float32[Tensor, "M 3"] | None:
     capture = scene.capture
     if capture is None:
         return None
-    scans = [_outside_boxes(scan, scene, time) for scan, time in _timed_scans(scene)]
+    scans = [_outside_boxes(scan, scene, time) for time, scan in capture.sweeps]
     if not scans and capture.points is not None:
         scans = [capture.points.xyz]
     if not scans:
@@ -125,19 +126,12 @@ def measured_points(scene: Scene) -> Float32[Tensor, "M 3"] | None:
     return points[first]
 
 
-def _timed_scans(scene: Scene) -> Sequence[tuple[Tensor, float]]:
-    assert scene.capture is not None
-    times = sorted(set(scene.capture.trajectory.timestamps))
-    return list(zip(scene.capture.lidar, times, strict=False))
-
-
 def _outside_boxes(scan: Tensor, scene: Scene, time: float) -> Tensor:
     """A scan without what lies in the box of a vehicle at that time."""
     assert scene.capture is not None
     keep = torch.ones(len(scan), dtype=torch.bool)
     for box in scene.capture.boxes:
-        index = int((box.timestamps - time).abs().argmin())
-        pose = box.poses[index].to(torch.float32)
-        local = (scan - pose[:3, 3]) @ pose[:3, :3]
-        keep &= ~(local.abs() <= 0.55 * box.size.to(torch.float32)).all(-1)
+        pose = box.pose_at(time)
+        if pose is not None:
+            keep &= ~inside_box(scan, pose, 1.1 * box.size)
     return scan[keep]

@@ -70,6 +70,16 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
+class PoseRates:
+    """How the poses of box tracks are refined: in the box's own frame, within bounds."""
+
+    step: float = 0.01
+    """Adam's step over the bound; decays to a tenth; 0 leaves the poses as annotated."""
+    bounds: tuple[float, float, float, float, float, float] = (0.5, 0.5, 0.15, 0.03, 0.03, 0.12)
+    """Largest correction along x, y, z (m) and about them (rad)."""
+
+
+@dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms of one training view."""
 
@@ -115,8 +125,13 @@ class ReconstructionConfig:
     """Texels along an edge of the sky cube map."""
     exposure: bool = True
     """Fit an affine colour correction per recorded frame."""
+    nodes: bool = True
+    """Learn each vehicle whose box track moves as a node; else it is smeared into the background."""
+    symmetric: bool = False
+    """Complete the sides of nodes that no frame saw by mirroring about their length."""
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
+    poses: PoseRates = field(default_factory=PoseRates)
 
 
 @dataclass(frozen=True)

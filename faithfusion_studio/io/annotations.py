@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,21 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.capture_files import CaptureError, require_rigid
 from faithfusion_studio.scene import BoxTrack, Capture
 
 
 def annotations_json(capture: Capture) -> dict[str, Any]:
     """The keys `boxes` and `lanes` of a recording; only those it has."""
-    boxes = [
+    boxes = boxes_json(capture.boxes)
+    lanes = [lane.tolist() for lane in capture.lanes]
+    return {key: value for key, value in (("boxes", boxes), ("lanes", lanes)) if value}
+
+
+def boxes_json(tracks: Iterable[BoxTrack]) -> list[dict[str, Any]]:
+    """Annotated vehicles as plain values."""
+    return [
         {
             "name": box.name,
             "category": box.category,
@@ -30,10 +39,37 @@ def annotations_json(capture: Capture) -> dict[str, Any]:
             "timestamps": box.timestamps.tolist(),
             "world_from_box": box.poses.tolist(),
         }
-        for box in capture.boxes
+        for box in tracks
     ]
-    lanes = [lane.tolist() for lane in capture.lanes]
-    return {key: value for key, value in (("boxes", boxes), ("lanes", lanes)) if value}
+
+
+def read_box_tracks(path: Path) -> tuple[BoxTrack, ...]:
+    """The box tracks of a JSON file: an object with the key `boxes`, such as a cameras.json.
+
+    Raises:
+        CaptureError: It cannot be read, or holds no such boxes.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaptureError(
+            f"{path}: cannot be read as box tracks ({type(error).__name__}); expected a JSON object with boxes."
+        ) from error
+    if not isinstance(content, dict):
+        raise CaptureError(
+            f"{path}: holds a {type(content).__name__}; expected an object with boxes."
+        )
+    return boxes_of(content, path)
+
+
+def write_box_tracks(tracks: Iterable[BoxTrack], path: Path) -> None:
+    """Write box tracks so that `read_box_tracks` gives them back.
+
+    Raises:
+        CaptureError: The file cannot be written.
+    """
+    with write_atomically(path, CaptureError) as temporary:
+        Path(temporary).write_text(json.dumps({"boxes": boxes_json(tracks)}, indent=1) + "\n")
 
 
 def boxes_of(content: dict[str, Any], path: Path) -> tuple[BoxTrack, ...]:

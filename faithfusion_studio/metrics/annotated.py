@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from faithfusion_studio.boxes import box_corners
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.metrics.boxes import (
     MIN_LASER_POINTS,
     Detections,
     NtaPreset,
-    box_corners,
     image_boxes,
     laser_points_inside,
     nta_iou,

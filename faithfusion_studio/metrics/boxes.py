@@ -66,20 +66,6 @@ class NtaScore:
     """Frames without a box, which do not count."""
 
 
-def box_corners(
-    poses: Float[Tensor, "B 4 4"], sizes: Float[Tensor, "B 3"]
-) -> Float[Tensor, "B 8 3"]:
-    """World corners of boxes.
-
-    Args:
-        poses: Box -> world; origin at the centre, x forward, y left, z up.
-        sizes: Length, width, height, m.
-    """
-    signs = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 3)
-    local = signs * sizes[:, None].double()
-    return local @ poses[:, :3, :3].double().transpose(1, 2) + poses[:, None, :3, 3].double()
-
-
 def projected_corners(
     corners: Float[Tensor, "B 8 3"], camera: Camera
 ) -> tuple[Float[Tensor, "B 8 2"], Float[Tensor, "B 8"]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from faithfusion_studio.boxes import box_corners
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.metrics import MetricError
 from faithfusion_studio.metrics import boxes as B
@@ -36,7 +37,7 @@ SIZE = torch.tensor([[4.5, 1.8, 1.5]])
 
 
 def corners_of(*poses):
-    return B.box_corners(torch.stack(poses), SIZE.expand(len(poses), 3))
+    return box_corners(torch.stack(poses), SIZE.expand(len(poses), 3))
 
 
 def second_projector(pose, left):
@@ -155,7 +156,7 @@ def test_the_grid_is_the_same_for_every_picture_size():
 
 def test_boxes_must_have_been_seen_and_measured_when_recorded():
     poses = torch.stack([vehicle(20, 0), vehicle(-20, 0)])
-    seen = B.seen_when_recorded(B.box_corners(poses, SIZE.expand(2, 3)), front())
+    seen = B.seen_when_recorded(box_corners(poses, SIZE.expand(2, 3)), front())
     assert seen.tolist() == [True, False]
     points = torch.tensor([[20.0, 0.3, 0.7], [22.2, -0.8, 1.4], [22.3, 0, 0.7], [-20, 0, 1.6]])
     assert B.laser_points_inside(points, poses, SIZE.expand(2, 3)).tolist() == [2, 0]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from faithfusion_studio.boxes import box_corners
 from faithfusion_studio.cameras import offset_laterally
-from faithfusion_studio.metrics.boxes import box_corners, image_boxes, nta_iou
+from faithfusion_studio.metrics.boxes import image_boxes, nta_iou
 from faithfusion_studio.metrics.detectors import OracleDetector
 from faithfusion_studio.metrics.lanes import visible_pieces
 from faithfusion_studio.metrics.temporal import sampled
