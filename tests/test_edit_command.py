@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "editing"))
-from worlds import assert_same, cloud, world
+from object_worlds import assert_same, cloud, world
 
 from faithfusion_studio import cli, editing
 from faithfusion_studio.io import load_scene, save_scene

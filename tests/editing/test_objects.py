@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from worlds import assert_same, camera, cloud, world
+from object_worlds import assert_same, camera, cloud, world
 
 from faithfusion_studio.editing import (
     EditError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))
-from worlds import camera, car, world
+from object_worlds import camera, car, world
 
 from faithfusion_studio.editing import mark_node, remove_node
 from faithfusion_studio.fusion.learner import Learner

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))
-from worlds import assert_same, camera, cloud, world  # noqa: E402
+from object_worlds import assert_same, camera, cloud, world  # noqa: E402
 
 from faithfusion_studio.editing import Box, Rectangle, by_value, in_box, in_shape  # noqa: E402
 from faithfusion_studio.fusion.progressive import FusionState  # noqa: E402

@@ -11,7 +11,7 @@ from test_job_panels import Gui, Window
 
 pytest.importorskip("viser")
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))
-from worlds import assert_same, camera, cloud, world  # noqa: E402
+from object_worlds import assert_same, camera, cloud, world  # noqa: E402
 
 from faithfusion_studio.io import save_scene  # noqa: E402
 from faithfusion_studio.scene import Scene  # noqa: E402
