@@ -97,7 +97,7 @@ class Reconstruct(DeviceCommand):
     nodes: Literal["rigid", "none"] = "rigid"
     """rigid: each annotated vehicle that moves is learned as an object of its own. none: all is background."""
     boxes: Path | None = None
-    """Box tracks (JSON, see `ff-studio boxes`) instead of the recording's own."""
+    """A JSON file with the key `boxes`, as in cameras.json, whose box tracks replace the recording's own."""
     symmetric: bool = False
     """Complete sides of vehicles that no frame saw by mirroring the other side; marked as completed."""
     seed: int = 0

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.capture_files import CaptureError, require_rigid
 from faithfusion_studio.scene import BoxTrack, Capture
 
@@ -60,16 +59,6 @@ def read_box_tracks(path: Path) -> tuple[BoxTrack, ...]:
             f"{path}: holds a {type(content).__name__}; expected an object with boxes."
         )
     return boxes_of(content, path)
-
-
-def write_box_tracks(tracks: Iterable[BoxTrack], path: Path) -> None:
-    """Write box tracks so that `read_box_tracks` gives them back.
-
-    Raises:
-        CaptureError: The file cannot be written.
-    """
-    with write_atomically(path, CaptureError) as temporary:
-        Path(temporary).write_text(json.dumps({"boxes": boxes_json(tracks)}, indent=1) + "\n")
 
 
 def boxes_of(content: dict[str, Any], path: Path) -> tuple[BoxTrack, ...]:

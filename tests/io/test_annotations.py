@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from faithfusion_studio.io import load_capture, write_cameras_json
+from faithfusion_studio import cli
+from faithfusion_studio.io import load_capture, load_scene, write_cameras_json
+from faithfusion_studio.io.annotations import read_box_tracks
 from faithfusion_studio.io.capture_files import CaptureError
 from faithfusion_studio.scene import BoxTrack
 from faithfusion_studio.synthetic import StreetConfig, build_street, drive, record
@@ -34,6 +36,32 @@ def test_boxes_and_lanes_come_back(capture, tmp_path):
     assert len(found.lanes) == len(capture.lanes) > 0
     for a, b in zip(found.lanes, capture.lanes, strict=True):
         assert torch.equal(a, b)
+
+
+def test_box_tracks_are_read_from_a_file_of_their_own(capture, tmp_path):
+    write_cameras_json(capture, tmp_path)
+    found = read_box_tracks(tmp_path / "cameras.json")
+    assert [box.name for box in found] == [box.name for box in capture.boxes]
+    assert torch.equal(found[-1].poses, capture.boxes[-1].poses)
+    for text in ("{", "[]", '{"boxes": 3}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(CaptureError, match="bad.json"):
+            read_box_tracks(tmp_path / "bad.json")
+    with pytest.raises(CaptureError, match="gone.json"):
+        read_box_tracks(tmp_path / "gone.json")
+
+
+def test_reconstruct_learns_the_vehicles_of_a_file_and_counts_them(tmp_path, capsys):
+    street = build_street(StreetConfig(seed=7, num_moving=2, ambient_rays=2))
+    moving = record(street, drive(street, 4, (96, 54)))
+    write_cameras_json(moving, tmp_path / "with")
+    write_cameras_json(replace(moving, boxes=()), tmp_path / "without")
+    words = [str(tmp_path / "without"), str(tmp_path / "out.ckpt"), "--scale", "1", "--steps", "3"]
+    boxes = ["--boxes", str(tmp_path / "with" / "cameras.json"), "--symmetric"]
+    assert cli.main(["reconstruct", *words, *boxes, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    scene = load_scene(tmp_path / "out.ckpt")
+    assert values["vehicles"] == {n.name: len(n.gaussians) for n in scene.nodes} != {}
 
 
 def test_a_recording_without_annotations_has_no_such_keys(capture, tmp_path):
