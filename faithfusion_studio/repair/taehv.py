@@ -1,7 +1,7 @@
 """TAEHV's decoder for Wan 2.1: a look at a clip while it is still being denoised, without its autoencoder.
 
 The weights (`taew2_1.pth` or `.safetensors`, MIT, https://github.com/madebyollin/taehv) are the user's. Layout
-of that file: `encoder.N...`, which is not needed here, and `decoder.N...` with N as in `DECODER`. Checked
+of that file: `encoder.N...`, which is not needed here, and `decoder.N...` with N as in `TaehvDecoder`. Checked
 against the published class definition, not against released weights.
 """
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 WEIGHTS = (1.8, 0.32)
-"""a and b, fitted on the procedural streets 110, 111 and 112 by `bench uncertainty --seed -490 --scenes 3`."""
+"""a and b, fitted on the procedural streets 110, 111 and 112 at 320x180, 400 steps, one training each."""
 SMALLEST = 1e-4
 """Added before the logarithm: nats, and colour per pixel."""
 SAMPLES = 2000
