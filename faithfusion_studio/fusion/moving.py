@@ -8,23 +8,31 @@ left out of the training.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
-from faithfusion_studio.boxes import BoxTrack, inside_box, tracks_mask
+from faithfusion_studio.boxes import BoxTrack, box_mask, inside_box, tracks_mask
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.scene import Capture, PointCloud, PosedImage
+from faithfusion_studio.scene import Capture, PointCloud, PosedImage, Scene
 
 MOVING = 1.0
 """A vehicle whose centre travels less than this over the recording is parked, m."""
 SOFT = ("pedestrian", "cyclist", "person", "walker")
 """Categories that are not rigid."""
+SHOWN = 0.3
+"""A pixel shows a moving object where its share of the blending is larger than this."""
 MARGIN = 0.15
 """Boxes are widened by this to each side where their contents are kept out of the background, m."""
 FLOOR = 0.12
 """Points this close to the bottom of a box are road, m."""
+
+
+if TYPE_CHECKING:
+    from faithfusion_studio.render.views import RasterizedView
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +107,61 @@ def measured_inside(
             if pose is not None:
                 found.append(scan[inside_box(scan, pose, track.size, margin=0.05, floor=FLOOR)])
     return torch.cat(found)
+
+
+def moving_nodes(scene: Scene) -> list[int]:
+    """Indices of the nodes that travel farther than `MOVING` while they are there."""
+    found = []
+    for index, node in enumerate(scene.nodes):
+        there = node.poses[node.visible]
+        centres = there[:, :3, 3]
+        if len(centres) and float(torch.cdist(centres, centres).max()) > MOVING:
+            found.append(index)
+    return found
+
+
+def recorded_movers(scene: Scene, camera: Camera) -> Bool[Tensor, "H W"] | None:
+    """Pixels of a recorded camera that something moving may have covered at its time.
+
+    The boxes of the scene's moving nodes, and the moving box tracks of its recording that have no node. None
+    where the scene knows of nothing that moves.
+
+    Args:
+        scene: Whose nodes and recording are asked.
+        camera: Where and when from.
+    """
+    tracks = () if scene.capture is None else movers(scene.capture).all
+    nodes = moving_nodes(scene)
+    names = {scene.nodes[index].name for index in nodes}
+    others = [track for track in tracks if track.name not in names]
+    if not nodes and not others:
+        return None
+    mask = tracks_mask(others, camera, margin=MARGIN)
+    for index in nodes:
+        node = scene.nodes[index]
+        pose = node.pose_at(camera.time)
+        if pose is not None:
+            mask |= box_mask(pose, node.size + 2 * MARGIN, camera)
+    # A pixel on the outline is a blend of both sides.
+    return max_pool2d(mask[None, None].to(torch.float32), 3, 1, 1)[0, 0] > 0
+
+
+def shown_movers(scene: Scene, camera: Camera, view: RasterizedView) -> Bool[Tensor, "H W"] | None:
+    """Pixels of a rendered view that show a moving node; None where the scene has none.
+
+    Args:
+        scene: What was rendered.
+        camera: From where and when.
+        view: The rendering.
+    """
+    from faithfusion_studio.render.views import render_features
+
+    nodes = moving_nodes(scene)
+    if not nodes:
+        return None
+    index = view.world.node_index
+    wanted = torch.zeros(len(scene.nodes) + 1, device=index.device)
+    wanted[nodes] = 1  # the background, -1, is the last one
+    with torch.no_grad():
+        share, _, _ = render_features(view, camera, wanted[index][:, None])
+    return (share[..., 0] > SHOWN).cpu()

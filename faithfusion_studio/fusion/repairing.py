@@ -17,6 +17,12 @@ from faithfusion_studio.cameras import (
     offset_laterally,
     offset_profile,
 )
+from faithfusion_studio.fusion.moving import (
+    movers,
+    recorded_movers,
+    shown_movers,
+    without_movers,
+)
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.rig import by_camera
 from faithfusion_studio.scene import Scene
@@ -53,6 +59,8 @@ class RepairedFrame:
     """Expected depth of the render, m along z."""
     pixel_provenance: UInt8[Tensor, "H W"]
     """0 render, 1 reprojected, 2 generated."""
+    moving: Bool[Tensor, "H W"] | None = None
+    """Pixels that show a moving object, which the background must not learn; None where nothing moves."""
     accepted: bool = True
     notes: tuple[str, ...] = ()
 
@@ -195,6 +203,9 @@ class RecordedReferences:
 
     def __init__(self, scene: Scene, size: tuple[int, int] | None) -> None:
         self._scene, self._size = scene, size
+        capture = scene.capture
+        still = None if capture is None else without_movers(capture, movers(capture)).points
+        self._points = None if still is None else still.xyz
         self._cache: dict[int, Reference] = {}
 
     def around(
@@ -254,14 +265,17 @@ class RecordedReferences:
         camera = _sized(frame.camera, self._scene, self._size)
         view = render_view(self._scene, camera)
         depth = view.depth.cpu()
-        if capture.points is not None:
-            depth = anchor_depth(depth, camera, capture.points.xyz)
+        if self._points is not None:
+            depth = anchor_depth(depth, camera, self._points)
         # Colours are looked up up to twice as finely as the repair, which keeps it sharp.
         finest = min(1.0, 2 * camera.width / frame.camera.width)
         image = self.picture(
             index, round(frame.camera.width * finest), round(frame.camera.height * finest)
         )
         mask = frame.mask((camera.width, camera.height))
+        moved = recorded_movers(self._scene, camera)
+        if moved is not None:
+            mask = moved if mask is None else mask | moved
         return Reference(
             image=image, depth=depth, alpha=view.alpha.cpu(), camera=camera, dynamic_mask=mask
         )
@@ -306,6 +320,8 @@ def render_batch(
         if released_eig:
             found = [eig_map(scene, camera, form="released") for camera in cameras]
             released = torch.stack([m.eig for m in found]).cpu()
+        shown = [shown_movers(scene, c, v) for c, v in zip(cameras, views, strict=True)]
+        moving = [mask for mask in shown if mask is not None]
         return RepairBatch(
             renders=torch.stack([view.rgb.clamp(0, 1) for view in views]).cpu(),
             alphas=torch.stack([view.alpha for view in views]).cpu(),
@@ -316,6 +332,7 @@ def render_batch(
             ucr=torch.stack([split_regions(m, eig_threshold).ucr for m in maps]).cpu(),
             cameras=tuple(cameras),
             references=references.around(cameras, chosen),
+            moving=torch.stack(moving) if moving else None,
             released_eig=released,
             eig_threshold=eig_threshold,
         )
@@ -383,6 +400,7 @@ def _repair_window(
             alpha=batch.alphas[i],
             rendered_depth=batch.depths[i],
             pixel_provenance=result.pixel_provenance,
+            moving=None if batch.moving is None else batch.moving[i],
             accepted=result.rejected is None,
             notes=notes,
         )

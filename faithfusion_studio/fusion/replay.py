@@ -87,6 +87,9 @@ def _repaired_view(
     frame: RepairedFrame, points: Tensor | None, config: FusionConfig, weighting: Weighting
 ) -> RepairedView:
     trust = torch.where(frame.pixel_provenance == GENERATED, config.generated_confidence, 1.0)
+    if frame.moving is not None:
+        # Only the background is learned; what it learned here would stand in the street at all times.
+        trust = trust.masked_fill(frame.moving, 0)
     depth = agreed_depth(frame) if config.novel_depth == "consensus" else None
     if points is not None:
         depth = unhidden_points(points, frame.camera, SPACING)

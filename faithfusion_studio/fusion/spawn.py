@@ -136,9 +136,11 @@ def _from_frame(
 
 
 def empty_pixels(frame: RepairedFrame, rule: EmptyRule) -> Bool[Tensor, "H W"]:
-    """Pixels whose repaired surface no splat stands on: transparent, or rendered at another depth."""
+    """Pixels whose repaired surface no splat stands on: transparent, or rendered at another depth; never those of a
+    moving object, at whose place the background is empty at other times."""
     apart = (frame.rendered_depth - frame.depth).abs() > rule.apart * frame.depth
-    return frame.ucr & ((frame.alpha < rule.transparent) | apart)
+    empty = frame.ucr & ((frame.alpha < rule.transparent) | apart)
+    return empty if frame.moving is None else empty & ~frame.moving
 
 
 def _sees(frame: RepairedFrame, means: Tensor) -> Bool[Tensor, "M"]:

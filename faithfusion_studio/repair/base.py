@@ -109,6 +109,8 @@ class RepairBatch:
     """One per frame, of size W x H, with its time."""
     references: tuple[Reference, ...]
     """Recorded frames around the segment; engines choose among them per frame."""
+    moving: Bool[Tensor, "T H W"] | None = None
+    """Pixels that show something that moves; references of another time say nothing about them."""
     anchor: Float32[Tensor, "H W 3"] | None = None
     """Recorded image that starts the clip, for video engines."""
     released_eig: Float32[Tensor, "T H W"] | None = None

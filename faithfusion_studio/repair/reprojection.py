@@ -13,7 +13,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
@@ -130,6 +130,7 @@ class ReprojectionRepairer:
                 batch.depths[t],
                 batch.alphas[t],
                 self.config,
+                moving=None if batch.moving is None else batch.moving[t],
             )
             yield self._frame(batch, t, features)
 
@@ -272,8 +273,13 @@ def warp_references(
     render_depth: Float32[Tensor, "H W"],
     render_alpha: Float32[Tensor, "H W"],
     config: ReprojectionConfig,
+    *,
+    moving: Bool[Tensor, "H W"] | None = None,
 ) -> WarpFeatures:
     """What the references say about a novel view: fused and best colours, weights, variance.
+
+    Where the view shows something that moves it keeps its own depth, which a moving object brings along,
+    and only references of its time count.
 
     Source: the project's repair recipe; weights as in its table of measurements.
     """
@@ -283,6 +289,9 @@ def warp_references(
     depth = _smoothed(depth, config.consensus_window, config)
     views = [(reference.camera, reference.colors) for reference in references]
     factor = far_factor(camera, depth, views, config.far)
+    if moving is not None:
+        depth = torch.where(moving, render_depth.clamp(1e-2, SKY_DEPTH), depth)
+        factor = torch.where(moving, 1.0, factor)
     depth = (depth / factor).clamp(max=SKY_DEPTH)
     shape = (camera.height, camera.width)
     if not references:
@@ -291,6 +300,8 @@ def warp_references(
     colors, weights = [], []
     for reference in references:
         points, weight, _ = _weigh(camera, depth, reference, config, factor)
+        if moving is not None and not _same_time(reference, camera):
+            weight = weight * ~moving
         colors.append(sample(reference.colors, points, reference.camera))
         weights.append(weight)
     return _fuse(torch.stack(colors), torch.stack(weights), depth, config)
