@@ -214,8 +214,8 @@ class _Run:
                     written.flush()
                 note = f"loss {progress.loss:.4f}  {gain:+.2f} dB over reprojection"
                 line.update(progress.step, fitting.config.steps, note=note)
-                last = progress.step == fitting.config.steps
-                if self.watched and (progress.step % VALIDATE_EVERY == 0 or last):
+                due = progress.step % VALIDATE_EVERY == 0 or progress.step == fitting.config.steps
+                if self.watched and due and fitting.complete:
                     written.write(json.dumps(self._validate(progress.step)) + "\n")
                 if time.monotonic() - saved > CHECKPOINT_SECONDS or stop.requested:
                     fitting.save(self.checkpoint)

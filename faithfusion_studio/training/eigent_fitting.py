@@ -97,6 +97,11 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
         """Steps before the trunk is frozen."""
         return round(self.config.trunk_share * self.config.steps)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the branch has had half of its steps: weights of before say nothing about the whole."""
+        return self.step >= (self.trunk_steps + self.config.steps) // 2
+
     def _loss(self, rng: np.random.Generator) -> tuple[Tensor, float]:
         config = self.config
         branch = self.step >= self.trunk_steps

@@ -99,6 +99,11 @@ class Loop(ABC, Generic[Network, Config]):
     def _loss(self, rng: np.random.Generator) -> tuple[Tensor, float]:
         """The loss of one step, and by how many dB its crops beat the reprojection."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether every part of the network has begun to learn, so that its weights may be kept."""
+        return True
+
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with weights that were learned before instead of random ones.
 

@@ -128,7 +128,8 @@ def test_the_command_trains_keeps_the_best_and_goes_on(made_up, monkeypatch, cap
     assert "ranges that do not meet" in capsys.readouterr().err
     assert cli.main([*words, "--validate", "112:113"]) == 0
     shown = capsys.readouterr()
-    assert "6 steps on 12 pairs of 1 streets" in shown.out and "step 3:" in shown.err
+    assert "6 steps on 12 pairs of 1 streets" in shown.out
+    assert "step 6:" in shown.err and "step 3:" not in shown.err, "no weights without a branch"
     best = load_eigent(folder / "eigent-tiny-0-best.safetensors").state_dict()
     assert all(torch.equal(v, best[k]) for k, v in load_eigent(out).state_dict().items())
     assert cli.main([*words, "--validate", "112:113"]) == 0
