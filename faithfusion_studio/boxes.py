@@ -18,6 +18,8 @@ from faithfusion_studio.transforms import pose_between
 
 NEAREST = 0.05
 """What of a box is nearer to a camera than this is cut off before it is projected, m."""
+LONGEST_SLACK = 0.25
+"""A track of a few key times far apart holds no longer than this beyond its ends, s."""
 _EDGES = [(i, j) for i in range(8) for j in range(i) if (i ^ j).bit_count() == 1]
 
 
@@ -33,13 +35,16 @@ class BoxTrack:
     """Box -> world."""
     timestamps: Float64[Tensor, "T"]
     """s, ascending."""
+    by_hand: Bool[Tensor, "T"] | None = None
+    """Which poses a person set, where some were found by following; None where that is not known."""
 
     @property
     def slack(self) -> float:
-        """How far from its first and last time a track still holds, s: half the distance between its times."""
+        """How far from its first and last time a track still holds, s: half the distance between its times,
+        `LONGEST_SLACK` at most."""
         if len(self.timestamps) < 2:
             return 1e-3
-        return 0.5 * float(self.timestamps.diff().median())
+        return min(0.5 * float(self.timestamps.diff().median()), LONGEST_SLACK)
 
     @property
     def travel(self) -> float:

@@ -72,6 +72,7 @@ def a_capture(count: int = 3, names=("",), with_ego: bool = True) -> Capture:
                 torch.tensor([4.0, 2, 1.5]),
                 torch.stack([a_pose(1.0, 9), a_pose(2.0, 10)]),
                 torch.tensor([0.0, 0.1], dtype=torch.float64),
+                by_hand=torch.tensor([True, False]),
             ),
         ),
         lanes=(torch.randn(4, 3, generator=generator),),

@@ -1,8 +1,8 @@
 """Annotated vehicles and lane lines inside our cameras.json, both ways.
 
 `boxes[]` = name, category, `size` (length, width, height, m), `timestamps` [T] (s, ascending) and
-`world_from_box` [T, 4, 4] (origin at the centre, x forward, y left, z up); `lanes[]` = world points
-[M, 3] of each polyline, m.
+`world_from_box` [T, 4, 4] (origin at the centre, x forward, y left, z up), and where known `by_hand` [T] (which
+poses a person set, 0 or 1); `lanes[]` = world points [M, 3] of each polyline, m.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
+from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.io.capture_files import CaptureError, require_rigid
 from faithfusion_studio.scene import BoxTrack, Capture
 
@@ -37,9 +38,20 @@ def boxes_json(tracks: Iterable[BoxTrack]) -> list[dict[str, Any]]:
             "size": box.size.tolist(),
             "timestamps": box.timestamps.tolist(),
             "world_from_box": box.poses.tolist(),
+            **({} if box.by_hand is None else {"by_hand": box.by_hand.int().tolist()}),
         }
         for box in tracks
     ]
+
+
+def write_box_tracks(tracks: Iterable[BoxTrack], path: Path) -> None:
+    """A JSON file with the key `boxes`, which `read_box_tracks` reads.
+
+    Raises:
+        CaptureError: The file cannot be written.
+    """
+    with write_atomically(path, CaptureError) as temporary:
+        temporary.write_text(json.dumps({"boxes": boxes_json(tracks)}))
 
 
 def read_box_tracks(path: Path) -> tuple[BoxTrack, ...]:
@@ -89,6 +101,7 @@ def boxes_of(content: dict[str, Any], path: Path) -> tuple[BoxTrack, ...]:
                 size=torch.from_numpy(size.astype(np.float32)),
                 poses=torch.from_numpy(poses),
                 timestamps=torch.from_numpy(times),
+                by_hand=_marks(box.get("by_hand"), len(times), f"{what}: by_hand"),
             )
         )
     return tuple(tracks)
@@ -104,6 +117,10 @@ def lanes_of(content: dict[str, Any], path: Path) -> tuple[Float32[Tensor, "_ 3"
         torch.from_numpy(_numbers(lane, (None, 3), f"{path}: lane {i}").astype(np.float32))
         for i, lane in enumerate(_entries(content, "lanes", path))
     )
+
+
+def _marks(value: Any, count: int, what: str) -> Bool[Tensor, "T"] | None:
+    return None if value is None else torch.from_numpy(_numbers(value, (count,), what) > 0)
 
 
 def _entries(content: dict[str, Any], key: str, path: Path) -> Iterable[Any]:

@@ -146,6 +146,8 @@ def _put_capture(tensors: dict[str, Tensor], capture: Capture) -> dict[str, Any]
     for i, box in enumerate(capture.boxes):
         for key in ("size", "poses", "timestamps"):
             tensors[f"boxes/{i}/{key}"] = getattr(box, key)
+        if box.by_hand is not None:
+            tensors[f"boxes/{i}/by_hand"] = box.by_hand
     for i, lane in enumerate(capture.lanes):
         tensors[f"lanes/{i}/points"] = lane
     return {
@@ -210,12 +212,16 @@ def _count(source: TensorTable, entry: Any, key: str) -> int:
 
 def _take_box(source: TensorTable, i: int, entry: Any) -> BoxTrack:
     poses = source.take(f"boxes/{i}/poses", (None, 4, 4), (torch.float64,))
+    by_hand = None
+    if f"boxes/{i}/by_hand" in source.left:
+        by_hand = source.take(f"boxes/{i}/by_hand", (len(poses),), (torch.bool,))
     return BoxTrack(
         name=json_value(entry, "name", str),
         category=json_value(entry, "category", str),
         size=source.take(f"boxes/{i}/size", (3,), FLOATS),
         poses=poses,
         timestamps=source.take(f"boxes/{i}/timestamps", (len(poses),), (torch.float64,)),
+        by_hand=by_hand,
     )
 
 

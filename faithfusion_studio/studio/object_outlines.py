@@ -6,22 +6,18 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from faithfusion_studio.editing.selection import Box
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.session.commands import MoveNode
+from faithfusion_studio.studio.arrows import Arrows, put
 from faithfusion_studio.studio.view_state import View, ViewState
-from faithfusion_studio.transforms import quat_to_rotmat, rotmat_to_quat
 
 SELECTED_COLOR = (255, 225, 70)
 PLAIN_COLOR = (170, 180, 195)
 BOX_COLOR = (255, 140, 13)
 """As the splats a box selects are drawn."""
-LEAST_SHIFT, LEAST_TURN = 1e-3, 1e-3
-"""m and rad; a smaller movement of the arrows was none."""
 
 
 class ObjectOutlines:
@@ -36,9 +32,7 @@ class ObjectOutlines:
     def __init__(self, scene: Any, session: Any, view: View) -> None:
         self._scene, self._session, self._view = scene, session, view
         self._lines: dict[str, tuple[tuple[object, ...], Any]] = {}
-        self._arrows: tuple[Any, ...] = ()
-        self._grabbed = False
-        self._place: Float[Tensor, "4 4"] | None = None
+        self._arrows = Arrows(scene, view, "/object", self._move)
 
     def update(self, state: ViewState, time: float) -> None:
         """Show the boxes of a moment (s), the arrows at the selected object, and the box that selects."""
@@ -77,66 +71,11 @@ class ObjectOutlines:
             put(known[1], pose)
 
     def _put_arrows(self, chosen: tuple[RigidNode, Tensor] | None) -> None:
-        if chosen is None or chosen[0].locked or self._session.state.job is not None:
-            for handle in self._arrows:
-                handle.remove()
-            self._arrows, self._grabbed = (), False
-            return
-        self._place = chosen[1]
-        if not self._arrows:
-            self._arrows = self._new_arrows()
-            for handle in self._arrows:
-                handle.on_update(self._view.guarded(self._dragged))
-        if not self._grabbed:
-            for handle in self._arrows:
-                put(handle, chosen[1].numpy())
+        free = chosen is not None and not chosen[0].locked and self._session.state.job is None
+        self._arrows.show(chosen[1] if chosen is not None and free else None)
 
-    def _new_arrows(self) -> tuple[Any, Any]:
-        """Arrows along the three axes, and a ring that turns about the object's up axis only."""
-        add = self._scene.add_transform_controls
-        look = {"line_width": 4.0, "depth_test": False}
-        return (
-            add("/object_arrows", scale=1.6, disable_rotations=True, disable_sliders=True, **look),
-            add(
-                "/object_ring",
-                scale=2.2,
-                active_axes=(True, True, False),
-                disable_axes=True,
-                disable_sliders=True,
-                **look,
-            ),
-        )
-
-    def _dragged(self, event: Any) -> None:
-        """Once an arrow or the ring comes to rest: one move of the object at all times."""
-        self._grabbed = event.phase != "end"
-        if self._grabbed or not self._arrows or self._place is None:
-            return
-        shift, yaw = movement(self._place, event.target.position, event.target.wxyz)
-        if math.hypot(*shift) < LEAST_SHIFT and abs(yaw) < LEAST_TURN:
-            put(event.target, self._place.numpy())
-            return
+    def _move(self, shift: tuple[float, float, float], yaw: float) -> None:
         self._session.submit(MoveNode(self._view.get().selected, shift, yaw))
-
-
-def movement(
-    before: Float[Tensor, "4 4"], position: Any, wxyz: Any
-) -> tuple[tuple[float, float, float], float]:
-    """Shift in the world (m) and turn about the object's up axis (rad) from a pose to another one."""
-    shift = np.asarray(position, dtype=np.float64) - before[:3, 3].numpy()
-    after = quat_to_rotmat(torch.tensor(np.asarray(wxyz), dtype=torch.float64))
-    turn = before[:3, :3].T @ after
-    yaw = math.atan2(float(turn[1, 0] - turn[0, 1]), float(turn[0, 0] + turn[1, 1]))
-    return (float(shift[0]), float(shift[1]), float(shift[2])), yaw
-
-
-def put(handle: Any, pose: np.ndarray) -> None:
-    """Move something of viser's scene, where it is not there already."""
-    wxyz = rotmat_to_quat(torch.from_numpy(np.ascontiguousarray(pose[:3, :3]))).numpy()
-    if not np.allclose(handle.position, pose[:3, 3], atol=1e-5):
-        handle.position = pose[:3, 3]
-    if not np.allclose(handle.wxyz, wxyz, atol=1e-6):
-        handle.wxyz = wxyz
 
 
 def placed(box: Box) -> np.ndarray:

@@ -8,10 +8,12 @@ import torch
 
 from faithfusion_studio import cli
 from faithfusion_studio.io import load_capture, load_scene, write_cameras_json
-from faithfusion_studio.io.annotations import read_box_tracks
+from faithfusion_studio.io.annotations import read_box_tracks, write_box_tracks
 from faithfusion_studio.io.capture_files import CaptureError
 from faithfusion_studio.scene import BoxTrack
 from faithfusion_studio.synthetic import StreetConfig, build_street, drive, record
+
+BOX = {"size": [4, 2, 1], "timestamps": [0], "world_from_box": [torch.eye(4).tolist()]}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,7 @@ def capture():
     poses[1, 0, 3] = 1.5
     times = torch.tensor([0.0, 0.1], dtype=torch.float64)
     box = BoxTrack("car 1", "vehicle", torch.tensor([4.25, 1.75, 1.5]), poses, times)
+    box = replace(box, by_hand=torch.tensor([False, True]))
     return replace(found, boxes=(*found.boxes, box))
 
 
@@ -33,6 +36,8 @@ def test_boxes_and_lanes_come_back(capture, tmp_path):
         assert (a.name, a.category) == (b.name, b.category)
         assert torch.equal(a.size, b.size.float())
         assert torch.equal(a.poses, b.poses) and torch.equal(a.timestamps, b.timestamps)
+        assert (a.by_hand is None) == (b.by_hand is None)
+    assert found.boxes[-1].by_hand.tolist() == [False, True]
     assert len(found.lanes) == len(capture.lanes) > 0
     for a, b in zip(found.lanes, capture.lanes, strict=True):
         assert torch.equal(a, b)
@@ -43,6 +48,8 @@ def test_box_tracks_are_read_from_a_file_of_their_own(capture, tmp_path):
     found = read_box_tracks(tmp_path / "cameras.json")
     assert [box.name for box in found] == [box.name for box in capture.boxes]
     assert torch.equal(found[-1].poses, capture.boxes[-1].poses)
+    write_box_tracks(found, tmp_path / "boxes.json")
+    assert torch.equal(read_box_tracks(tmp_path / "boxes.json")[-1].poses, found[-1].poses)
     for text in ("{", "[]", '{"boxes": 3}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(CaptureError, match="bad.json"):
@@ -75,6 +82,7 @@ def test_a_recording_without_annotations_has_no_such_keys(capture, tmp_path):
     [
         ("boxes", {}, "boxes is a dict; expected a list"),
         ("boxes", [3], "box 0 is a int"),
+        ("boxes", [BOX | {"by_hand": [1, 0]}], "by_hand is not 1 finite numbers"),
         ("boxes", [{"size": [1, 2]}], "size is not 3 finite numbers"),
         ("boxes", [{"size": [1, 2, 3], "timestamps": [0], "world_from_box": []}], "1 x 4 x 4"),
         ("boxes", [{"size": [1, 2, 0], "timestamps": [], "world_from_box": None}], "0 x 4 x 4"),

@@ -58,6 +58,7 @@ def assert_same_scene(a: Scene, b: Scene) -> None:
     for x, y in zip(a.capture.boxes, b.capture.boxes, strict=True):
         assert (x.name, x.category) == (y.name, y.category)
         assert torch.equal(x.poses, y.poses) and torch.equal(x.size, y.size)
+        assert torch.equal(x.by_hand, y.by_hand)
     texts = [(c.source, c.licence, c.notes) for c in (a.capture, b.capture)]
     assert texts[0] == texts[1]
 

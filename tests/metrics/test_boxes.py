@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from faithfusion_studio.boxes import box_corners
+from faithfusion_studio.boxes import LONGEST_SLACK, BoxTrack, box_corners
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.metrics import MetricError
 from faithfusion_studio.metrics import boxes as B
@@ -168,3 +168,11 @@ def test_boxes_must_have_been_seen_and_measured_when_recorded():
 def test_the_protocol_names_preset_and_detector():
     words = B.nta_protocol("yolox_nano abc", "recondreamer", 7)
     assert "recondreamer" in words and "yolox_nano abc" in words and "COCO 2, 5" in words
+
+
+def test_a_track_of_few_key_times_does_not_hold_far_beyond_its_ends():
+    poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    times = torch.tensor([1.0, 9.0], dtype=torch.float64)
+    track = BoxTrack("car", "car", torch.tensor([4.0, 2.0, 1.5]), poses, times)
+    assert track.slack == LONGEST_SLACK
+    assert track.pose_at(1.0 - 0.2) is not None and track.pose_at(1.0 - 0.3) is None

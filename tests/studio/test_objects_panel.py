@@ -17,9 +17,10 @@ from faithfusion_studio.io import save_scene  # noqa: E402
 from faithfusion_studio.scene import Scene  # noqa: E402
 from faithfusion_studio.session import commands as c  # noqa: E402
 from faithfusion_studio.session.session import Session  # noqa: E402
+from faithfusion_studio.studio.arrows import movement  # noqa: E402
 from faithfusion_studio.studio.chosen import Chosen, Drawn  # noqa: E402
 from faithfusion_studio.studio.layers import ViewLayers  # noqa: E402
-from faithfusion_studio.studio.object_outlines import ObjectOutlines, edges, movement  # noqa: E402
+from faithfusion_studio.studio.object_outlines import ObjectOutlines, edges  # noqa: E402
 from faithfusion_studio.studio.panels.objects import add_objects_panel  # noqa: E402
 from faithfusion_studio.studio.stroke_pad import StrokePad  # noqa: E402
 from faithfusion_studio.studio.view_state import View, ViewState  # noqa: E402
@@ -256,27 +257,27 @@ def test_outlines_follow_the_object_and_arrows_move_it(shown):
 
     outlines = ObjectOutlines(shown.server.scene, shown.session, shown.view)
     outlines.update(shown.view.get(), 0.1)
-    assert outlines._lines == {} and outlines._arrows == ()
+    assert outlines._lines == {} and outlines._arrows.handles == ()
     shown.view.set(selected="car", show_boxes=True)
     outlines.update(shown.view.get(), 0.1)
     assert set(outlines._lines) == {"/objects/0", "/objects/1"}
-    assert outlines._arrows[1].position.tolist() == pytest.approx([7.0, 1.5, 0.7])
-    arrows = outlines._arrows[0]
-    outlines._dragged(SimpleNamespace(client=object(), phase="start", target=arrows))
+    assert outlines._arrows.handles[1].position.tolist() == pytest.approx([7.0, 1.5, 0.7])
+    arrows = outlines._arrows.handles[0]
+    outlines._arrows.dragged(SimpleNamespace(client=object(), phase="start", target=arrows))
     c_, s_ = math.cos(0.4), math.sin(0.4)
     turned = torch.tensor([[c_, -s_, 0], [s_, c_, 0], [0, 0, 1.0]], dtype=torch.float64)
     arrows.position = (8.0, 2.5, 0.7)
     arrows.wxyz = rotmat_to_quat(turned).numpy()
     outlines.update(shown.view.get(), 0.1)
     assert arrows.position.tolist() == pytest.approx([8.0, 2.5, 0.7])
-    outlines._dragged(SimpleNamespace(client=object(), phase="end", target=arrows))
+    outlines._arrows.dragged(SimpleNamespace(client=object(), phase="end", target=arrows))
     pose = shown.settle().nodes[0].poses[1]
     assert pose[:3, 3].tolist() == pytest.approx([8.0, 2.5, 0.7])
     assert pose[:3, :3].tolist() == [pytest.approx(row, abs=1e-6) for row in turned.tolist()]
     shown.session.submit(c.MarkNode("car", locked=True))
     shown.settle()
     outlines.update(shown.view.get(), 0.1)
-    assert outlines._arrows == ()
+    assert outlines._arrows.handles == ()
     shown.view.set(selected="", show_boxes=False)
     outlines.update(shown.view.get(), 0.1)
     assert outlines._lines == {}
