@@ -235,7 +235,9 @@ def test_evidence_of_a_rig_is_that_of_its_cameras_together() -> None:
         for sum_ in (joint, alone[frame.camera.name]):
             sum_.add(camera, image, exposure=exposure, weight=weight)
     parts = [one.finish() for one in alone.values()]
-    torch.testing.assert_close(joint.finish().blocks, parts[0].blocks + parts[1].blocks)
+    both = parts[0].blocks + parts[1].blocks  # summed in another order
+    apart = (joint.finish().blocks - both).abs()
+    assert float((apart / both.abs().amax(1, keepdim=True)).max()) < 1e-5
     assert recorded_fisher(scene).num_views == 16
 
 
