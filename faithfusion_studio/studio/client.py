@@ -37,6 +37,8 @@ from faithfusion_studio.studio.viewport import Viewport
 from faithfusion_studio.studio.window import ClientWindow, PathFollower
 
 DOCK_WIDTH = 384
+ONE_LINE_OF_TABS = "<style>[role=tab]{padding-inline:9px!important}</style>"
+"""With the spacing of the viewer's own theme the last tab falls below the others."""
 UPDATE_INTERVAL = 0.1
 """Panels show a new session state at most this often, s."""
 
@@ -356,5 +358,5 @@ def _overlay(card: str) -> str:
     """The legend lies on the picture beside the dock; notifications come up on the other side."""
     return (
         f'<div style="position:fixed;right:{DOCK_WIDTH + 12}px;top:12px;max-width:380px;pointer-events:none;'
-        f'z-index:5;">{card}</div>'
+        f'z-index:5;">{card}</div>{ONE_LINE_OF_TABS}'
     )

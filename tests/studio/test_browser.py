@@ -82,6 +82,8 @@ def test_a_newcomer_finds_the_eig_of_a_shifted_lane(page, studio, session):
     """Opens on the recorded camera, three metres by key, evidence by button, heat by key."""
     view = studio.clients[0].view
     assert view.get().follow and view.get().offset == 0.0
+    first, last = (page.get_by_role("tab", name=name).bounding_box() for name in ("Look", "Scene"))
+    assert first["y"] == last["y"], "all tabs stand in one line"
     for _ in range(3):
         page.keyboard.press("Shift+{")
     wait_for(lambda: view.get().offset == 3.0)
