@@ -24,8 +24,10 @@ FLOORS = {
     "synthetic": 3,
     "metrics": 3,
     "io": 2,
+    "annotating": 2,
     "render": 2,
     "scene": 1,
+    "annotation": 1,
     "boxes": 1,
     "nodes": 1,
     "motion": 1,
@@ -40,6 +42,7 @@ FLOORS = {
 SAME_FLOOR = {
     ("scene", "nodes"),
     ("scene", "boxes"),
+    ("annotation", "boxes"),
     ("boxes", "cameras"),
     ("scene", "sky"),
     ("scene", "lens"),

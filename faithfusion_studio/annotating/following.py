@@ -1,0 +1,291 @@
+"""Following an annotated object from its key frames through the laser sweeps.
+
+From each key frame a person placed, forwards and backwards: where the object will be at constant velocity is
+predicted, and the sweep is registered to the points gathered of the object so far. When all are found, each
+sweep is registered once more to the points of all others near it in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from faithfusion_studio.annotating.registration import (
+    Cloud,
+    Pose,
+    Prior,
+    Registration,
+    between,
+    moved,
+    registered,
+    searched,
+    to_frame,
+)
+from faithfusion_studio.annotating.sweeps import Ground, ground_of, raw_sweep_near, standing
+from faithfusion_studio.annotation import SAME_TIME, Annotation, AnnotationError, Keyframe
+from faithfusion_studio.scene import Capture
+
+FASTEST = 20.0
+"""Speed up to which an object is sought that was placed once, m/s."""
+FARTHEST = 4.0
+"""It is not sought farther than this from one sweep to the next, m."""
+ACCELERATION = 6.0
+"""Change of velocity that a prediction allows for, m/s^2."""
+LEAST = 8
+"""Fewer matched points than this are no support."""
+AGREE = 0.4
+"""Share of the points in the box that must lie on the object's points."""
+FADED = 0.25
+"""As many points must match, as a share of those in the box of the sweep beside."""
+PATIENCE = 2
+"""Sweeps without support that are bridged."""
+GATHER = 0.1
+"""Points this far outside of the box are still gathered, m."""
+THIN = 0.04
+"""One point per cube of this side is kept of a sweep, m."""
+WINDOW = 10
+"""Sweeps before and after that the last registration looks at."""
+ROUNDS = 2
+"""How often each sweep is registered to the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What one sweep shows."""
+
+    time: float
+    points: np.ndarray
+    """[M, 3] without the road, world, m."""
+    ground: Ground
+
+    def near(self, pose: Pose, size: np.ndarray, margin: float, ahead: float = 0.0) -> np.ndarray:
+        """Points in a box widened to each side, and by more along it."""
+        local = np.abs(to_frame(self.points, pose))
+        limit = size / 2 + margin + np.array([ahead, 0, 0])
+        return self.points[(local <= limit).all(1)]
+
+    def height(self, pose: Pose) -> float:
+        """Height of the ground under a pose, world z, m."""
+        return float(self.ground.under(torch.from_numpy(pose[None, :2, 3]).float())[0])
+
+
+def follow(
+    capture: Capture, annotation: Annotation
+) -> Generator[tuple[int, int], None, Annotation]:
+    """Find an annotated object at the times of the sweeps around its key frames.
+
+    Yields how many sweeps of how many were looked at; closing the generator leaves everything as it was.
+
+    Args:
+        capture: With one laser sweep per time.
+        annotation: With key frames placed by hand; those found before are found anew. Where none was
+            placed by hand, the first counts as placed.
+
+    Returns:
+        The annotation with a key frame at each time at which the object was found. Those placed by hand are as they were.
+
+    Raises:
+        AnnotationError: No sweeps, or too few points in the box at every key frame.
+    """
+    raw_sweep_near(capture, 0.0)
+    work = _Following(capture, annotation)
+    total = len(work.times) * (1 + ROUNDS)
+    done = 0
+    for _ in work.trace():
+        done = min(done + 1, len(work.times))
+        yield done, total
+    done = len(work.times)
+    for _ in work.settle():
+        done += 1
+        yield min(done, total), total
+    yield total, total
+    return work.annotation()
+
+
+class _Following:
+    """Poses by sweep, the object's points of each, and who placed it."""
+
+    def __init__(self, capture: Capture, annotation: Annotation) -> None:
+        self._capture, self._given = capture, annotation
+        self.times = [time for time, _ in capture.sweeps]
+        self._size = annotation.size.numpy().astype(np.float64)
+        self._sweeps: dict[int, _Sweep] = {}
+        self._poses: dict[int, Pose] = {}
+        self._parts: dict[int, np.ndarray] = {}
+        hand = tuple(k for k in annotation.keyframes if k.by_hand) or annotation.keyframes[:1]
+        self._hand = replace(annotation, keyframes=hand)
+        self._fixed: dict[int, Pose] = {}
+        for key in hand:
+            index = int(np.argmin(np.abs(np.array(self.times) - key.time)))
+            if abs(self.times[index] - key.time) < SAME_TIME:
+                self._fixed[index] = key.pose.numpy()
+        if not self._fixed:
+            raise AnnotationError(
+                f"{annotation.name}: none of its key times {self._hand.times} is the time of a sweep; "
+                "place its box at the time of a frame."
+            )
+
+    def _sweep(self, index: int) -> _Sweep:
+        if index not in self._sweeps:
+            time, scan = self._capture.sweeps[index]
+            ground = ground_of(scan)
+            points = scan[standing(scan, ground)].numpy().astype(np.float64)
+            self._sweeps[index] = _Sweep(time, points, ground)
+        return self._sweeps[index]
+
+    def trace(self) -> Generator[None, None, None]:
+        """From every key frame outwards, to the middle between two of them."""
+        for index, pose in self._fixed.items():
+            self._accept(index, pose)
+        if not any(len(part) >= LEAST for part in self._parts.values()):
+            most = max(len(part) for part in self._parts.values())
+            raise AnnotationError(
+                f"{self._given.name}: found at most {most} laser points in its box; at least {LEAST} are "
+                "needed to follow it, so place the box where the laser sees it."
+            )
+        fixed = sorted(self._fixed)
+        for place, start in enumerate(fixed):
+            after = fixed[place + 1] if place + 1 < len(fixed) else None
+            before = fixed[place - 1] if place else None
+            stop = len(self.times) if after is None else (start + after) // 2 + 1
+            yield from self._walk(start, range(start + 1, stop))
+            stop = -1 if before is None else (start + before) // 2
+            yield from self._walk(start, range(start - 1, stop, -1))
+
+    def _walk(self, start: int, indices: range) -> Generator[None, None, None]:
+        """Find the object in sweep after sweep until it is lost."""
+        known, missed = [start], 0
+        for index in indices:
+            found = self._find(index, known)
+            yield
+            if found is None:
+                missed += 1
+                if missed > PATIENCE:
+                    return
+                continue
+            missed = 0
+            self._accept(index, found.pose)
+            known.append(index)
+
+    def _accept(self, index: int, pose: Pose) -> None:
+        self._poses[index] = pose
+        self._parts[index] = self._gathered(index, pose)
+
+    def _gathered(self, index: int, pose: Pose) -> np.ndarray:
+        local = to_frame(self._sweep(index).near(pose, self._size, GATHER), pose)
+        first = np.unique(np.floor(local / THIN), axis=0, return_index=True)[1]
+        return local[np.sort(first)]
+
+    def _find(self, index: int, known: list[int]) -> Registration | None:
+        """The object in a sweep, seen from the last ones it was found in; None where it has no support."""
+        prior, reach = self._expected(index, known)
+        sweep = self._sweep(index)
+        points = sweep.near(prior.pose, self._size, 0.5, reach)
+        cloud = self._cloud(known[-WINDOW:] + [i for i in self._fixed if i in self._parts])
+        if len(points) < LEAST or len(cloud.points) < LEAST:
+            return None
+        start = searched(cloud, points, prior, reach)
+        # What the search found is believed where it disagrees with a prediction that was none.
+        held = replace(prior, pose=start) if len(known) < 2 else prior
+        return self._supported(index, registered(cloud, points, start, held), known[-1])
+
+    def _supported(self, index: int, found: Registration, beside: int) -> Registration | None:
+        """A registration that enough points speak for, seen from a sweep beside it; else None."""
+        inside = len(self._sweep(index).near(found.pose, self._size, GATHER))
+        needed = max(LEAST, AGREE * inside, FADED * self._inside(beside))
+        return found if found.matched >= needed else None
+
+    def _inside(self, index: int) -> int:
+        """Points in the box of a sweep in which the object was found."""
+        return len(self._sweep(index).near(self._poses[index], self._size, GATHER))
+
+    def _expected(self, index: int, known: list[int]) -> tuple[Prior, float]:
+        """Where the object is expected at constant velocity, and how far along its box it may be from there, m."""
+        last, step = known[-1], abs(self.times[index] - self.times[known[-1]])
+        pose, speed = self._poses[last], self._velocity(known)
+        unsure = 0.5 * ACCELERATION * step**2
+        if speed is None:
+            prior = Prior(pose, FASTEST * step, 0.3 + step, 0.1 + step)
+            return self._grounded(index, prior, last), min(FASTEST * step, FARTHEST)
+        signed = self.times[index] - self.times[last]
+        prior = Prior(
+            moved(pose, speed * signed), 0.05 + unsure, 0.05 + 0.3 * unsure, 0.02 + step / 5
+        )
+        return self._grounded(index, prior, last), 0.3 + unsure
+
+    def _velocity(self, known: list[int]) -> np.ndarray | None:
+        """[along, across, turn] per second in the frame of the last pose; None where nothing tells it."""
+        last, time = known[-1], self.times[known[-1]]
+        if len(known) > 1:
+            few = known[-4:-1]
+            steps = np.array([between(self._poses[last], self._poses[i]) for i in few])
+            spans = np.array([self.times[i] - time for i in few])
+            return (steps * spans[:, None]).sum(0) / (spans**2).sum()
+        if len(self._hand.keyframes) < 2:
+            return None
+        side = [t for t in (time - 0.05, time + 0.05) if self._hand.pose_at(t) is not None]
+        poses = [self._hand.pose_at(t).numpy() for t in side]  # type: ignore[union-attr]
+        steps = [
+            between(self._poses[last], p) / (t - time) for p, t in zip(poses, side, strict=True)
+        ]
+        return np.mean(steps, axis=0)
+
+    def _grounded(self, index: int, prior: Prior, last: int) -> Prior:
+        """A prior that has gone up or down with the road."""
+        pose = prior.pose.copy()
+        rise = self._sweep(index).height(pose) - self._sweep(last).height(self._poses[last])
+        pose[2, 3] = self._poses[last][2, 3] + np.clip(rise, -0.1, 0.1)
+        return replace(prior, pose=pose)
+
+    def _cloud(self, indices: list[int]) -> Cloud:
+        return Cloud(np.concatenate([self._parts[i] for i in dict.fromkeys(indices)]))
+
+    def settle(self) -> Generator[None, None, None]:
+        """Register every sweep to the points of the others; what contradicts them is dropped."""
+        for _ in range(ROUNDS):
+            for index in sorted(self._poses):
+                if index not in self._fixed:
+                    self._settle(index)
+                yield
+
+    def _settle(self, index: int) -> None:
+        found = sorted(self._poses)
+        place = found.index(index)
+        others = [i for i in found[max(0, place - WINDOW) : place + WINDOW + 1] if i != index]
+        cloud = self._cloud(others + [i for i in self._fixed if i != index])
+        pose = self._poses[index]
+        beside = min(others, key=lambda i: abs(i - index))
+        step = abs(self.times[index] - self.times[beside])
+        unsure = 0.5 * ACCELERATION * step**2
+        prior = Prior(self._smooth(index, found), 0.05 + unsure, 0.03 + 0.2 * unsure, 0.02)
+        points = self._sweep(index).near(pose, self._size, 0.4)
+        if len(points) < LEAST or len(cloud.points) < LEAST:
+            return
+        better = self._supported(index, registered(cloud, points, pose, prior), beside)
+        if better is not None:
+            self._accept(index, better.pose)
+
+    def _smooth(self, index: int, found: list[int]) -> Pose:
+        """The pose between those before and after; beyond the ends, at constant velocity."""
+        place = found.index(index)
+        if len(found) < 3:
+            return self._poses[index]
+        low = min(max(place - 1, 0), len(found) - 3)
+        a, b = [i for i in found[low : low + 3] if i != index]
+        span = self.times[b] - self.times[a]
+        share = (self.times[index] - self.times[a]) / span
+        pose = moved(self._poses[a], between(self._poses[a], self._poses[b]) * share)
+        pose[2, 3] = self._poses[index][2, 3]
+        return pose
+
+    def annotation(self) -> Annotation:
+        """What was given, with every pose found."""
+        result = self._hand
+        for index in sorted(self._poses):
+            if index not in self._fixed:
+                pose = torch.from_numpy(self._poses[index].copy())
+                result = result.with_keyframe(Keyframe(self.times[index], pose, by_hand=False))
+        return result
