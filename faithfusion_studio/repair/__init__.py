@@ -1,4 +1,4 @@
-"""Repair of degraded novel views: one contract (`base`), several engines, one gate."""
+"""Repair of degraded novel views: one contract (`base`), several engines (`registry`), one gate (`gated`)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _HOMES = {
     "MissingWeightsError": "base",
     "LicenceError": "model_store",
     "PixelProvenance": "base",
-    "REPAIRERS": "base",
+    "REPAIRERS": "registry",
     "FrameRepair": "base",
     "Reference": "base",
     "RepairBatch": "base",
@@ -17,10 +17,10 @@ _HOMES = {
     "RepairerInfo": "base",
     "RepairStep": "base",
     "WarpFeatures": "base",
-    "create_repairer": "base",
-    "repair_batch": "base",
-    "repair_frames": "base",
-    "repair_steps": "base",
+    "create_repairer": "registry",
+    "repair_batch": "gated",
+    "repair_frames": "gated",
+    "repair_steps": "gated",
     "GateConfig": "gate",
     "Bridge": "eigent_network",
     "CascadeRepairer": "cascade",

@@ -20,9 +20,9 @@ from faithfusion_studio.repair.base import (
     Repairer,
     RepairerInfo,
     RepairStep,
-    create_repairer,
-    repair_steps,
 )
+from faithfusion_studio.repair.gated import repair_steps
+from faithfusion_studio.repair.registry import create_repairer
 
 
 class CascadeRepairer:

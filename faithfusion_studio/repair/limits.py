@@ -6,9 +6,10 @@ import math
 import os
 
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.repair.base import REPAIRERS, RepairBatch, Repairer, RepairError
+from faithfusion_studio.repair.base import RepairBatch, Repairer, RepairError
 from faithfusion_studio.repair.devices import free_vram_gib
 from faithfusion_studio.repair.model_store import CATALOG
+from faithfusion_studio.repair.registry import REPAIRERS
 
 PATIENCE_MINUTES = 30.0
 """A repair that would take longer is refused, unless its budget or the variable `PATIENCE` allows it."""

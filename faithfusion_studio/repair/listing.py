@@ -8,13 +8,14 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.repair.base import REPAIRERS, RepairerInfo, RepairError, create_repairer
+from faithfusion_studio.repair.base import RepairerInfo, RepairError
 from faithfusion_studio.repair.model_store import (
     CATALOG,
     LicenceError,
     ModelEntry,
     required_folder,
 )
+from faithfusion_studio.repair.registry import REPAIRERS, create_repairer
 
 LARGE = {
     "difix": ("difix", "DifixRepairer"),

@@ -10,12 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from faithfusion_studio.repair.base import (
-    FrameRepair,
-    PixelProvenance,
-    RepairBatch,
-    RepairerInfo,
-)
+from faithfusion_studio.repair.base import FrameRepair, PixelProvenance, RepairBatch, RepairerInfo
 from faithfusion_studio.repair.refiner_network import (
     ERROR_SCALE,
     GENERATED_FROM,

@@ -24,13 +24,8 @@ from faithfusion_studio.metrics.lpips_weights import missing_weights
 from faithfusion_studio.metrics.perceptual import load_lpips
 from faithfusion_studio.metrics.regions import bad_half, region_psnr
 from faithfusion_studio.metrics.temporal import flow_from_depth, warp_error
-from faithfusion_studio.repair.base import (
-    FrameRepair,
-    RepairBatch,
-    Repairer,
-    RepairResult,
-    repair_batch,
-)
+from faithfusion_studio.repair.base import FrameRepair, RepairBatch, Repairer, RepairResult
+from faithfusion_studio.repair.gated import repair_batch
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.synthetic.raytrace import trace_view

@@ -7,17 +7,10 @@ import torch
 from tiny_models import tiny_engine
 from wall_world import wall_batch, wall_view
 
-from faithfusion_studio.repair.base import (
-    REPAIRERS,
-    PixelProvenance,
-    RepairBatch,
-    RepairBudget,
-    RepairError,
-    create_repairer,
-    repair_batch,
-    repair_frames,
-)
+from faithfusion_studio.repair.base import PixelProvenance, RepairBatch, RepairBudget, RepairError
 from faithfusion_studio.repair.gate import GateConfig
+from faithfusion_studio.repair.gated import repair_batch, repair_frames
+from faithfusion_studio.repair.registry import REPAIRERS, create_repairer
 
 SIZES = [(64, 36), (53, 31)]
 """Width and height; the second is odd in both."""

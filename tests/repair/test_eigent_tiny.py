@@ -7,11 +7,12 @@ import pytest
 import torch
 from wall_world import wall_batch
 
-from faithfusion_studio.repair.base import FrameRepair, RepairError, RepairStep, repair_batch
+from faithfusion_studio.repair.base import FrameRepair, RepairError, RepairStep
 from faithfusion_studio.repair.cascade import CascadeRepairer
 from faithfusion_studio.repair.eigent_network import Bridge, EigentConfig, _Windows
 from faithfusion_studio.repair.eigent_tiny import EigentTinyRepairer, SamplingConfig
 from faithfusion_studio.repair.eigent_weights import load_eigent, packaged_weights, save_eigent
+from faithfusion_studio.repair.gated import repair_batch
 from faithfusion_studio.repair.refiner import RefinerRepairer
 from faithfusion_studio.repair.refiner_network import CHANNELS, EIG, SEEN, Refiner, reprojected
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer

@@ -7,9 +7,9 @@ import pytest
 
 from faithfusion_studio import cli
 from faithfusion_studio.io.user_settings import read_settings
-from faithfusion_studio.repair.base import REPAIRERS
 from faithfusion_studio.repair.listing import engine_facts
 from faithfusion_studio.repair.model_store import CATALOG
+from faithfusion_studio.repair.registry import REPAIRERS
 
 
 @pytest.fixture(autouse=True)

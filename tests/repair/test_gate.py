@@ -13,10 +13,9 @@ from faithfusion_studio.repair.base import (
     RepairBatch,
     RepairerInfo,
     RepairError,
-    repair_batch,
-    repair_frames,
 )
 from faithfusion_studio.repair.gate import GateConfig, blend_gate, drift, match_colors
+from faithfusion_studio.repair.gated import repair_batch, repair_frames
 
 SIZE = (48, 80)
 

@@ -7,9 +7,10 @@ import torch
 from wall_world import wall_batch
 
 from faithfusion_studio.repair import RepairError, create_repairer, repair_frames, repair_steps
-from faithfusion_studio.repair.base import REPAIRERS, RepairBudget, RepairerInfo, RepairStep
+from faithfusion_studio.repair.base import RepairBudget, RepairerInfo, RepairStep
 from faithfusion_studio.repair.limits import in_words, refuse_hopeless
 from faithfusion_studio.repair.listing import engine_facts
+from faithfusion_studio.repair.registry import REPAIRERS
 
 
 class Slow:

@@ -8,13 +8,8 @@ from safetensors.torch import load_file, save_file
 from wall_world import wall_batch
 
 from faithfusion_studio.repair import refiner_weights
-from faithfusion_studio.repair.base import (
-    MissingWeightsError,
-    PixelProvenance,
-    RepairError,
-    create_repairer,
-    repair_batch,
-)
+from faithfusion_studio.repair.base import MissingWeightsError, PixelProvenance, RepairError
+from faithfusion_studio.repair.gated import repair_batch
 from faithfusion_studio.repair.refiner import RefinerRepairer
 from faithfusion_studio.repair.refiner_network import (
     CHANNELS,
@@ -32,6 +27,7 @@ from faithfusion_studio.repair.refiner_weights import (
     packaged_weights,
     save_refiner,
 )
+from faithfusion_studio.repair.registry import create_repairer
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer
 
 

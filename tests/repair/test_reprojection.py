@@ -6,8 +6,9 @@ import pytest
 import torch
 from toy import psnr, toy_camera, toy_view
 
-from faithfusion_studio.repair.base import Reference, RepairBatch, repair_batch
+from faithfusion_studio.repair.base import Reference, RepairBatch
 from faithfusion_studio.repair.depth_repair import anchor_depth, smooth_planes
+from faithfusion_studio.repair.gated import repair_batch
 from faithfusion_studio.repair.reprojection import (
     ReprojectionConfig,
     ReprojectionRepairer,

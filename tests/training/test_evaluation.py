@@ -6,7 +6,7 @@ import pytest
 import torch
 from wall_world import wall_batch, wall_view
 
-from faithfusion_studio.repair.base import repair_batch
+from faithfusion_studio.repair.gated import repair_batch
 from faithfusion_studio.repair.refiner import RefinerRepairer
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer
 from faithfusion_studio.synthetic.street import StreetConfig, build_street
