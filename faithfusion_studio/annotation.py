@@ -74,19 +74,20 @@ class Annotation:
                 )
 
     @classmethod
-    def from_track(cls, track: BoxTrack, *, by_hand: bool = True) -> Annotation:
+    def from_track(cls, track: BoxTrack) -> Annotation:
         """An annotation with a key frame at every time of a track.
 
         Args:
-            track: As read from a file or found elsewhere.
-            by_hand: Whether following has to keep these poses.
+            track: As read from a file or found elsewhere. Where it does not say which poses a person set,
+                all count as set by hand.
         """
-        keys = zip(track.timestamps.tolist(), track.poses, strict=True)
+        marks = [True] * len(track.poses) if track.by_hand is None else track.by_hand.tolist()
+        keys = zip(track.timestamps.tolist(), track.poses, marks, strict=True)
         return cls(
             track.name,
             track.category,
             track.size.to(torch.float32),
-            tuple(Keyframe(time, pose.clone(), by_hand) for time, pose in keys),
+            tuple(Keyframe(time, pose.clone(), by_hand) for time, pose, by_hand in keys),
         )
 
     @property
@@ -117,7 +118,11 @@ class Annotation:
             self.size,
             poses=self._poses(inside),
             timestamps=torch.tensor(inside, dtype=torch.float64),
+            by_hand=torch.tensor([self._is_by_hand(time) for time in inside]),
         )
+
+    def _is_by_hand(self, time: float) -> bool:
+        return any(key.by_hand and abs(key.time - time) < SAME_TIME for key in self.keyframes)
 
     def pose_at(self, time: float) -> Float64[Tensor, "4 4"] | None:
         """Pose at a time (s); None outside of the key frames."""

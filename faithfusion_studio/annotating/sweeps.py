@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from faithfusion_studio.annotation import AnnotationError
+from faithfusion_studio.cameras import Camera
 from faithfusion_studio.scene import Capture
 
 CELL = 1.0
@@ -173,6 +174,33 @@ def place_at(
         raise AnnotationError(
             f"frame {frame} was taken at {camera.time:g} s, the nearest sweep at {when:g} s; choose another frame."
         )
+    found = place_seen(scan, camera, pixel, reach=reach)
+    if found is None:
+        raise AnnotationError(
+            f"no laser point lies within {reach:g} pixels of {pixel[0]:g},{pixel[1]:g} in frame {frame}; "
+            "choose a place that the laser met, or give the place in metres."
+        )
+    return found
+
+
+def place_seen(
+    scan: Float32[Tensor, "M 3"],
+    camera: Camera,
+    pixel: tuple[float, float],
+    *,
+    reach: float = REACH,
+) -> Float32[Tensor, "3"] | None:
+    """The laser point that a pixel of any view shows; None where no point is near.
+
+    Args:
+        scan: World, m.
+        camera: The view.
+        pixel: Column and row, pixels; centres lie at +0.5.
+        reach: How far from the pixel the point may be, pixels.
+
+    Returns:
+        World, m. Of the points within reach that nothing nearer to the camera hides, the one nearest to the pixel.
+    """
     view = camera.viewmat
     local = scan.double() @ view[:3, :3].T + view[:3, 3]
     ahead = local[:, 2] > 0.1
@@ -185,10 +213,7 @@ def place_at(
     hidden = (beside & (depth[None] < depth[:, None] - APART)).any(1)
     seen = ~hidden & (away <= reach)
     if not bool(seen.any()):
-        raise AnnotationError(
-            f"no laser point lies within {reach:g} pixels of {pixel[0]:g},{pixel[1]:g} in frame {frame}; "
-            "choose a place that the laser met, or give the place in metres."
-        )
+        return None
     rows = seen.nonzero().squeeze(1)
     return points[rows[away[rows].argmin()]]
 

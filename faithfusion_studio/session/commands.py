@@ -25,6 +25,13 @@ from faithfusion_studio.fusion.spawn import EmptyRule
 from faithfusion_studio.gaussians import Gaussians
 from faithfusion_studio.io import load_scene
 from faithfusion_studio.scene import Scene
+from faithfusion_studio.session.box_commands import (
+    BoxEdit,
+    ExportBoxes,
+    FollowBox,
+    apply_box_edit,
+    box_label,
+)
 from faithfusion_studio.sky import ConstantSky
 
 
@@ -250,13 +257,14 @@ class ReplaceNode:
 
 
 NodeEdit: TypeAlias = RemoveNode | MoveNode | MarkNode | DuplicateNode | ReplaceNode
-Edit: TypeAlias = DeleteGaussians | SetSky | NodeEdit
+Edit: TypeAlias = DeleteGaussians | SetSky | NodeEdit | BoxEdit
 Command: TypeAlias = (
     RepairSegment
     | AcceptFrames
     | StartFusion
     | FillEmpty
     | ComputeFisher
+    | FollowBox
     | Pause
     | Resume
     | StepOnce
@@ -265,6 +273,7 @@ Command: TypeAlias = (
     | Export
     | CancelExport
     | SaveAs
+    | ExportBoxes
     | Undo
     | Redo
     | GoTo
@@ -280,15 +289,21 @@ def edit_label(command: Edit) -> str:
         case SetSky():
             return "Change the sky"
         case MarkNode():
-            words = {True: ("Hide", "Lock"), False: ("Show", "Unlock")}
-            for given, at in ((command.hidden, 0), (command.locked, 1)):
-                if given is not None:
-                    return f"{words[given][at]} {command.name}"
-            return f"Colour {command.name}"
+            return _mark_label(command)
         case ReplaceNode():
             return f"Replace {command.name} by {command.node or Path(command.path or '').name}"
-    verbs = {RemoveNode: "Remove", MoveNode: "Move", DuplicateNode: "Duplicate"}
-    return f"{verbs[type(command)]} {command.name}"
+        case RemoveNode() | MoveNode() | DuplicateNode():
+            verbs = {RemoveNode: "Remove", MoveNode: "Move", DuplicateNode: "Duplicate"}
+            return f"{verbs[type(command)]} {command.name}"
+    return box_label(command)
+
+
+def _mark_label(command: MarkNode) -> str:
+    words = {True: ("Hide", "Lock"), False: ("Show", "Unlock")}
+    for given, at in ((command.hidden, 0), (command.locked, 1)):
+        if given is not None:
+            return f"{words[given][at]} {command.name}"
+    return f"Colour {command.name}"
 
 
 def apply_edit(
@@ -311,8 +326,10 @@ def apply_edit(
                 return editing.delete_rows(scene, command.rows)
             case SetSky():
                 return Edited(_with_sky(scene, command.color))
-            case _:
+            case RemoveNode() | MoveNode() | MarkNode() | DuplicateNode() | ReplaceNode():
                 return _edited_node(scene, command, load)
+            case _:
+                return apply_box_edit(scene, command)
     except EditError as error:
         raise CommandError(str(error)) from error
 

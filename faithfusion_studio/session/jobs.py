@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera, Segment, offset_laterally
+from faithfusion_studio.editing.boxes import follow_box
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
@@ -111,6 +112,25 @@ def fisher_job(engines: Engines, scene: Scene) -> Job:
     return JobResult(
         replace(scene, fisher=fisher), notice=f"Evidence of {fisher.num_views} views is ready."
     )
+
+
+def follow_job(scene: Scene, name: str, optimizer_state: object = None) -> Job:
+    """Follow an annotated vehicle through the sweeps; the optimiser's state goes on to the new entry."""
+    clock = _Clock()
+    work = follow_box(scene, name)
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as end:
+            followed = end.value
+            break
+        yield JobStep(done, total, clock.left(done, total))
+    track = next(box for box in followed.capture.boxes if box.name == name)
+    notice = (
+        f"{name} was found in {len(track.timestamps)} of {len(followed.capture.sweeps)} sweeps; it "
+        f"travels {track.travel:.1f} m."
+    )
+    return JobResult(followed, f"Follow {name}", optimizer_state, notice)
 
 
 def repair_job(engines: Engines, scene: Scene, stage: Stage, preview: bool) -> Job:

@@ -193,7 +193,7 @@ class JobRunner:
             case c.StepOnce():
                 running.single_step = True
                 self._board.change_job(paused=True, asked="")
-            case c.Stop() if running.started and running.kind != "fisher":
+            case c.Stop() if running.started and running.kind not in ("fisher", "follow"):
                 running.asked = "stop"
                 self._board.change_job(paused=False, asked="stopping")
             case _:

@@ -23,11 +23,12 @@ from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.spawn import EmptyRule
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.session import commands as c
+from faithfusion_studio.session.box_commands import export_boxes
 from faithfusion_studio.session.engines import Engines, RepairEngine
 from faithfusion_studio.session.exporting import Exporter
 from faithfusion_studio.session.fusing import FusionTask, fusion_job
 from faithfusion_studio.session.history import History
-from faithfusion_studio.session.jobs import fisher_job, repair_job
+from faithfusion_studio.session.jobs import fisher_job, follow_job, repair_job
 from faithfusion_studio.session.runner import JobRunner
 from faithfusion_studio.session.state import JobState, SessionState, StateBoard, sentence
 from faithfusion_studio.session.store import SceneStore
@@ -257,6 +258,13 @@ class Session:
             case c.RepairSegment() | c.StartFusion() | c.ComputeFisher():
                 self._runner.require_idle()
                 self._start(command)
+            case c.FollowBox():
+                self._runner.require_idle()
+                entry = self._history.current
+                job = follow_job(entry.scene, command.name, entry.optimizer_state)
+                self._runner.begin(job, "follow", f"Follow {command.name}")
+            case c.ExportBoxes():
+                self._export_boxes(command)
             case c.FillEmpty():
                 self._runner.require_idle()
                 self._fill(command)
@@ -268,7 +276,7 @@ class Session:
                 entry = self._history.current
                 edited = c.apply_edit(entry.scene, command, load=self._engines.load)
                 reached = entry.optimizer_state
-                if isinstance(reached, FusionState):
+                if isinstance(reached, FusionState) and not isinstance(command, c.BoxEdit):
                     reached = reached.after_edit(edited.background)
                 self._history.push(c.edit_label(command), edited.scene, reached)
                 self._runner.show()
@@ -415,3 +423,9 @@ class Session:
             self._runner.mark_saved()
             self._board.change(path=str(target))
         self._board.change(notice=" ".join([f"Saved {target}.", *lost]))
+
+    def _export_boxes(self, command: c.ExportBoxes) -> None:
+        target = Path(command.path).expanduser()
+        written = export_boxes(self.store.latest().scene, self._check(target))
+        self._board.add_exports((str(target),))
+        self._board.change(notice=f"Wrote {written} vehicles to {target}.")

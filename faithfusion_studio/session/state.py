@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from faithfusion_studio.annotating import Annotation
+from faithfusion_studio.boxes import BoxTrack
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.schedule import Stage
@@ -22,7 +24,7 @@ from faithfusion_studio.scene import Scene
 
 _log = logging.getLogger(__name__)
 
-JobKind: TypeAlias = Literal["repair", "fusion", "fisher", "export", "save"]
+JobKind: TypeAlias = Literal["repair", "fusion", "fisher", "follow", "export", "save"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,22 @@ class NodeInfo:
     locked: bool = False
     color: tuple[float, float, float] | None = None
     """RGB in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class VehicleInfo:
+    """An annotated vehicle of the recording."""
+
+    name: str
+    category: str
+    size: tuple[float, float, float]
+    """Length, width, height, m."""
+    travel: float
+    """Largest distance between two of its places, m."""
+    times: tuple[float, ...]
+    """Of all keyframes, s, ascending."""
+    by_hand: tuple[float, ...]
+    """Of those set by hand, s, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +127,8 @@ class SessionState:
     provenance: tuple[tuple[str, int], ...] = ()
     """Splats by where they came from."""
     nodes: tuple[NodeInfo, ...] = ()
+    vehicles: tuple[VehicleInfo, ...] = ()
+    """What is annotated in the recording, in its order."""
 
 
 def scene_facts(scene: Scene) -> dict[str, Any]:
@@ -127,7 +147,21 @@ def scene_facts(scene: Scene) -> dict[str, Any]:
             NodeInfo(n.name, n.category, len(n.gaussians), n.hidden, n.locked, n.color)
             for n in scene.nodes
         ),
+        "vehicles": tuple(map(_vehicle, () if scene.capture is None else scene.capture.boxes)),
     }
+
+
+def _vehicle(track: BoxTrack) -> VehicleInfo:
+    keyframes = Annotation.from_track(track).keyframes
+    length, width, height = track.size.tolist()
+    return VehicleInfo(
+        track.name,
+        track.category,
+        (length, width, height),
+        track.travel,
+        tuple(keyframe.time for keyframe in keyframes),
+        tuple(keyframe.time for keyframe in keyframes if keyframe.by_hand),
+    )
 
 
 def sentence(error: BaseException, label: str) -> str:

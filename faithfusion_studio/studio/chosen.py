@@ -1,4 +1,4 @@
-"""The splats one client has selected, and what was drawn over the picture to select them."""
+"""The splats one client has selected, and what was drawn over the picture."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Chosen:
 class Drawn:
     """A gesture on the picture."""
 
-    kind: Literal["rectangle", "stroke"]
+    kind: Literal["rectangle", "stroke", "place"]
     points: tuple[tuple[float, float], ...]
-    """Two corners, or the way of the pointer (a click is one place); pixels of `camera`."""
+    """Two corners, the way of the pointer (a click is one place), or one place; pixels of `camera`."""
     camera: Camera
     """What the client looked through."""

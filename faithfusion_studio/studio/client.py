@@ -32,6 +32,7 @@ from faithfusion_studio.studio.panels.timeline import add_timeline_panel
 from faithfusion_studio.studio.player import Player
 from faithfusion_studio.studio.scene_graph import PathGraph
 from faithfusion_studio.studio.stroke_pad import StrokePad
+from faithfusion_studio.studio.vehicle_outlines import VehicleOutlines
 from faithfusion_studio.studio.view_state import CALLBACK_ERRORS, View, ViewState, describe
 from faithfusion_studio.studio.viewport import Viewport
 from faithfusion_studio.studio.window import ClientWindow, PathFollower
@@ -77,6 +78,7 @@ class ClientStudio:
         self.graph = PathGraph(client, self._snap)
         self.handle = OffsetHandle(client.scene, self.window.pose, self.view)
         self.outlines = ObjectOutlines(client.scene, session, self.view)
+        self.vehicles = VehicleOutlines(client.scene, session, self.view)
         self.pad = StrokePad(client.scene, self.view, partial(self._draw, "stroke"))
         self._updates: list[Callable[[Any], None]] = []
         self._errors_seen = session.state.error_id
@@ -237,8 +239,11 @@ class ClientStudio:
             self.viewport.probe(float(x), float(y))
 
     def _pick(self, event: Any) -> None:
-        """A click selects the object it hits, or none."""
+        """A click selects the object it hits, or none; or it says where a vehicle is."""
         if event.client is None or event.screen_pos is None:
+            return
+        if self.view.get().placing:
+            self._draw("place", [event.screen_pos], self.view.current_camera())
             return
         x, y = event.screen_pos
         with reported(self.view):
@@ -278,6 +283,7 @@ class ClientStudio:
                 self.graph.draw_filling(getattr(state, "filling", None))
                 with reported(self.view):
                     self.outlines.update(self.view.get(), self._time())
+                    self.vehicles.update(self.view.get(), self._time())
                     self.pad.update(self.view.get())
                 for update in self._updates:
                     with reported(self.view):

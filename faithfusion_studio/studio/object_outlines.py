@@ -11,8 +11,9 @@ from torch import Tensor
 from faithfusion_studio.editing.selection import Box
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.session.commands import MoveNode
-from faithfusion_studio.studio.arrows import Arrows, put
+from faithfusion_studio.studio.arrows import Arrows
 from faithfusion_studio.studio.view_state import View, ViewState
+from faithfusion_studio.studio.wireframes import Wire, Wireframes, edges
 
 SELECTED_COLOR = (255, 225, 70)
 PLAIN_COLOR = (170, 180, 195)
@@ -30,14 +31,14 @@ class ObjectOutlines:
     """
 
     def __init__(self, scene: Any, session: Any, view: View) -> None:
-        self._scene, self._session, self._view = scene, session, view
-        self._lines: dict[str, tuple[tuple[object, ...], Any]] = {}
+        self._session, self._view = session, view
+        self._lines = Wireframes(scene)
         self._arrows = Arrows(scene, view, "/object", self._move)
 
     def update(self, state: ViewState, time: float) -> None:
         """Show the boxes of a moment (s), the arrows at the selected object, and the box that selects."""
         flat = state.compare == "side"
-        wanted: dict[str, tuple[np.ndarray, tuple[int, int, int], float, np.ndarray]] = {}
+        wanted: dict[str, Wire] = {}
         chosen = None
         for index, node in enumerate(self._session.store.latest().scene.nodes):
             pose, selected = node.pose_at(time), node.name == state.selected
@@ -46,29 +47,17 @@ class ObjectOutlines:
             if selected:
                 chosen = (node, pose)
             size = tuple(node.size.tolist())
-            wanted[f"/objects/{index}"] = (
+            wanted[f"/objects/{index}"] = Wire(
                 edges(size),
                 outline_color(node, selected),
                 4.0 if selected else 2.0,
                 pose.numpy(),
             )
         if state.box is not None and not flat:
-            wanted["/selection_box"] = (edges(state.box.size), BOX_COLOR, 3.0, placed(state.box))
-        self._show(wanted)
+            box = Wire(edges(state.box.size), BOX_COLOR, 3.0, placed(state.box))
+            wanted["/selection_box"] = box
+        self._lines.show(wanted)
         self._put_arrows(chosen if state.handle else None)
-
-    def _show(self, wanted: dict[str, tuple[np.ndarray, Any, float, np.ndarray]]) -> None:
-        for name in set(self._lines) - set(wanted):
-            self._lines.pop(name)[1].remove()
-        for name, (segments, color, width, pose) in wanted.items():
-            look = (segments.tobytes(), color, width)
-            known = self._lines.get(name)
-            if known is None or known[0] != look:
-                handle = self._scene.add_line_segments(
-                    name, segments, colors=color, thickness=width, thickness_units="screen"
-                )
-                known = self._lines[name] = (look, handle)
-            put(known[1], pose)
 
     def _put_arrows(self, chosen: tuple[RigidNode, Tensor] | None) -> None:
         free = chosen is not None and not chosen[0].locked and self._session.state.job is None
@@ -93,19 +82,3 @@ def outline_color(node: RigidNode, selected: bool) -> tuple[int, int, int]:
         return SELECTED_COLOR if selected else PLAIN_COLOR
     r, g, b = (round(255 * c) for c in node.color)
     return (r, g, b)
-
-
-def edges(size: tuple[float, ...]) -> np.ndarray:
-    """The twelve edges of a box about the origin, and a mark on the middle of its front, [K, 2, 3], m."""
-    half = np.array(size, dtype=np.float32) / 2
-    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32)
-    pairs = [
-        (signs[i] * half, signs[j] * half)
-        for i in range(8)
-        for j in range(i + 1, 8)
-        if np.abs(signs[i] - signs[j]).sum() == 2
-    ]
-    x, y, z = half.tolist()
-    tip = np.array([x, 0.0, -z], np.float32)
-    pairs += [(np.array([0.5 * x, s * y, -z], np.float32), tip) for s in (-0.6, 0.6)]
-    return np.stack([np.stack(pair) for pair in pairs])

@@ -172,6 +172,8 @@ class SplatTools:
 
     def _on_drawn(self, drawn: Drawn) -> None:
         key = self._key()
+        if drawn.kind == "place":
+            return  # of a vehicle's box
         if key == "rectangle" and drawn.kind == "rectangle":
             shape: Rectangle | Stroke = Rectangle(*drawn.points)
         elif key == "brush" and drawn.kind == "stroke":

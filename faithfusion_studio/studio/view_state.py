@@ -110,6 +110,14 @@ class ViewState:
     """Ctrl+drag draws a stroke that selects splats, not a rectangle."""
     box: Box | None = None
     """The box in the world that selects splats, while it is set up."""
+    vehicle: str = ""
+    """Name of the selected annotated vehicle of the recording; empty for none."""
+    placing: bool = False
+    """The next click on the picture says where a vehicle is that gets a box."""
+    show_vehicles: bool = True
+    """Draw the boxes of all annotated vehicles, not only of the selected one."""
+    show_sweep: bool = False
+    """Draw the laser points of the time shown."""
     frame: int = 0
     """Index into the recorded trajectory, which says camera and moment; also sets the time of moving objects."""
     offset: float = 0.0

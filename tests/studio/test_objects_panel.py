@@ -20,10 +20,11 @@ from faithfusion_studio.session.session import Session  # noqa: E402
 from faithfusion_studio.studio.arrows import movement  # noqa: E402
 from faithfusion_studio.studio.chosen import Chosen, Drawn  # noqa: E402
 from faithfusion_studio.studio.layers import ViewLayers  # noqa: E402
-from faithfusion_studio.studio.object_outlines import ObjectOutlines, edges  # noqa: E402
+from faithfusion_studio.studio.object_outlines import ObjectOutlines  # noqa: E402
 from faithfusion_studio.studio.panels.objects import add_objects_panel  # noqa: E402
 from faithfusion_studio.studio.stroke_pad import StrokePad  # noqa: E402
 from faithfusion_studio.studio.view_state import View, ViewState  # noqa: E402
+from faithfusion_studio.studio.wireframes import edges  # noqa: E402
 from faithfusion_studio.transforms import rotmat_to_quat  # noqa: E402
 
 
@@ -257,10 +258,10 @@ def test_outlines_follow_the_object_and_arrows_move_it(shown):
 
     outlines = ObjectOutlines(shown.server.scene, shown.session, shown.view)
     outlines.update(shown.view.get(), 0.1)
-    assert outlines._lines == {} and outlines._arrows.handles == ()
+    assert outlines._lines.names == set() and outlines._arrows.handles == ()
     shown.view.set(selected="car", show_boxes=True)
     outlines.update(shown.view.get(), 0.1)
-    assert set(outlines._lines) == {"/objects/0", "/objects/1"}
+    assert outlines._lines.names == {"/objects/0", "/objects/1"}
     assert outlines._arrows.handles[1].position.tolist() == pytest.approx([7.0, 1.5, 0.7])
     arrows = outlines._arrows.handles[0]
     outlines._arrows.dragged(SimpleNamespace(client=object(), phase="start", target=arrows))
@@ -280,6 +281,6 @@ def test_outlines_follow_the_object_and_arrows_move_it(shown):
     assert outlines._arrows.handles == ()
     shown.view.set(selected="", show_boxes=False)
     outlines.update(shown.view.get(), 0.1)
-    assert outlines._lines == {}
+    assert outlines._lines.names == set()
     assert movement(torch.eye(4, dtype=torch.float64), (0, 0, 0), (1, 0, 0, 0)) == ((0, 0, 0), 0.0)
     assert edges((4.0, 2.0, 1.0)).shape == (14, 2, 3)

@@ -1,4 +1,4 @@
-"""Which objects drive here, and what is done to them; and single splats, selected and deleted."""
+"""Which objects drive here, and what is done to them; vehicles to annotate; single splats to delete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from faithfusion_studio.session.commands import MarkNode, Undo
 from faithfusion_studio.session.state import NodeInfo, SessionState
 from faithfusion_studio.studio.object_tools import ObjectTools
 from faithfusion_studio.studio.splat_tools import SplatTools
+from faithfusion_studio.studio.vehicle_tools import VehicleTools
 from faithfusion_studio.studio.view_state import View, ViewState
 from faithfusion_studio.studio.widgets import PLAIN, change, count, note, raw_note
 
@@ -33,7 +34,7 @@ def add_objects_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSt
         locked = gui.add_checkbox("Locked", False, hint="Locked objects refuse every edit.")
         color = gui.add_rgb("Colour", (170, 180, 195), hint="Of its outline and its row above.")
         tools = ObjectTools(gui, session, view)
-    splats = SplatTools(gui, session, view)
+    more = (VehicleTools(gui, session, view), SplatTools(gui, session, view))
     undo = gui.add_button("Undo", color=PLAIN)
 
     def mark(**changes: Any) -> None:
@@ -74,7 +75,8 @@ def add_objects_panel(gui: Any, session: Any, view: View) -> Callable[[SessionSt
         if view.get().selected not in names:
             view.set(selected="")
         show_selected(view.get())
-        splats.show(state)
+        for part in more:
+            part.show(state)
         words = "Undo" if state.undo_label is None else f"Undo: {state.undo_label}"
         change(undo, label=words, disabled=state.undo_label is None or state.job is not None)
 
