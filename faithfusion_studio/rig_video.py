@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from faithfusion_studio.cameras import Camera, trajectory_from_cameras
+from faithfusion_studio.io.mp4 import write_videos
 from faithfusion_studio.io.pictures import filled_folder, write_png
 from faithfusion_studio.rig import rig_of
 from faithfusion_studio.scene import Scene
@@ -27,7 +28,6 @@ from faithfusion_studio.video import (
     fit_camera,
     in_words,
     panels,
-    write_videos,
 )
 
 Arrange = Literal["files", "grid"]
@@ -102,7 +102,9 @@ def export_rig(
         raise VideoError("truth: goes with one camera; choose one, or leave the truth out.")
     frames = _pictures(scene, _moments(cameras, options, arrange), options, arrange)
     if path.suffix.lower() == ".mp4":
-        work = write_videos(rig_files(cameras, path, options, arrange), frames, options)
+        work = write_videos(
+            rig_files(cameras, path, options, arrange), frames, fps=options.fps, crf=options.crf
+        )
     else:
         work = _write_folder(frames, path, options)
     return in_words(work, path)
