@@ -20,7 +20,7 @@ from faithfusion_studio.errors import StudioError
 from faithfusion_studio.rig import Rig, rig_of, single
 from faithfusion_studio.scene import Scene
 from faithfusion_studio.studio.chosen import Drawn
-from faithfusion_studio.studio.keys import keys, register
+from faithfusion_studio.studio.keys import keys, pass_on, register
 from faithfusion_studio.studio.legend import legend
 from faithfusion_studio.studio.lens import ClientPose
 from faithfusion_studio.studio.object_outlines import ObjectOutlines
@@ -134,6 +134,7 @@ class ClientStudio:
             update = add_timeline_panel(gui, self._session, self.view, self.back_to_path)
             self._updates.append(update)
         timeline.float(x=12, y=-12, width=TIMELINE_WIDTH)
+        pass_on(gui)
         register(gui, self.view, keys(self._session, self.view, self.back_to_path))
 
         def show_legend(_news: Any) -> None:

@@ -143,6 +143,30 @@ def register(gui: Any, view: View, table: list[Key]) -> None:
     command.on_trigger(view.guarded(lambda _event: show_keys(gui, everything)))
 
 
+PASS_ON = """
+window.addEventListener("keydown", (event) => {
+  const at = event.target;
+  const writes = !(at instanceof HTMLInputElement) || !(at.type === "checkbox" || at.readOnly);
+  if (writes || event.key.length !== 1 || event.key === " ") return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  const { key, code, ctrlKey, metaKey, shiftKey, altKey } = event;
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {
+    key, code, ctrlKey, metaKey, shiftKey, altKey, bubbles: true, cancelable: true,
+  }));
+}, true);
+"""
+"""The page ignores keys while a control has the focus. Checkboxes and menus take no letters, and what was clicked
+keeps the focus, so letters go on from them to the page; Space, Enter and the arrows stay theirs."""
+
+
+def pass_on(gui: Any) -> None:
+    """Keys also count in one browser after a click on a checkbox or a menu."""
+    from viser._messages import RunJavascriptMessage
+
+    gui._websock_interface.queue_message(RunJavascriptMessage(PASS_ON))
+
+
 def _ignoring_event(run: Callable[[], None]) -> Callable[[Any], None]:
     return lambda _event: run()
 

@@ -100,7 +100,7 @@ class VehicleTools:
             self._unset = gui.add_button("Remove the keyframe here", color=PLAIN)
             self._name = gui.add_text("Name", "")
             self._category = gui.add_text("Kind", "", hint=f"E.g. {', '.join(SIZES)}.")
-            self._size = gui.add_vector3("Length, width, height (m)", (4.0, 2.0, 1.5), step=0.05)
+            self._size = gui.add_vector3("L, W, H (m)", (4.0, 2.0, 1.5), step=0.05)
             self._apply = gui.add_button("Apply name, kind and size", color=PLAIN)
         self._delete = gui.add_button("Delete the vehicle's box", color="red")
 
@@ -290,7 +290,8 @@ def _about(vehicles: tuple[VehicleInfo, ...], seen: bool) -> str:
     else:
         first = ""
     moving, total = sum(map(_moves, vehicles)), len(vehicles)
-    words = f"{total} annotated; {moving} can become objects of their own."
+    become = "an object of its own" if moving == 1 else "objects of their own"
+    words = f"{total} annotated; {moving} can become {become}."
     if moving < total:
         words += f" What travels less than {MOVING:g} m, or is no vehicle, stays in the background."
     return f"{first} {words}".strip() if vehicles else first
@@ -321,9 +322,8 @@ def _next(state: SessionState, path: str) -> str:
             "other moments, or follow it."
         )
     recording = shlex.quote(state.path) if state.path else "RECORDING"
-    command = (
-        f"ff-studio reconstruct {recording} \\\n  vehicles.ckpt --boxes \\\n  {shlex.quote(path)}"
-    )
+    lines = ("ff-studio reconstruct", recording, "vehicles.ckpt", f"--boxes {shlex.quote(path)}")
+    command = " \\\n  ".join(lines)
     return (
         "Then learn each moving vehicle as an object of its own:"
         '<pre style="margin:4px 0;user-select:all;font-size:11.5px;overflow-x:auto">'

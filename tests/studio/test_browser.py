@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from passing_car import SIZE, START, passing_car
 from street_scene import street, with_true_photos
 from test_rig_view import rig_street
 
@@ -33,6 +34,7 @@ def chromium():
         importlib.import_module(f"faithfusion_studio.fusion.{name}")
     importlib.import_module("faithfusion_studio.repair.reprojection")
     importlib.import_module("faithfusion_studio.editing.selection")
+    importlib.import_module("faithfusion_studio.annotating.following")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
@@ -104,14 +106,8 @@ def test_a_newcomer_finds_the_eig_of_a_shifted_lane(page, studio, session):
 def test_the_arrow_on_the_road_drags_the_offset(page, studio):
     """With a real mouse on the real mesh: the same value as the slider's."""
     client = studio.clients[0]
-    view, node, pose = client.view, client.handle._node, client.window.pose()
-    width, height = client.window.canvas
-    size = page.locator("canvas").first.bounding_box()
-    camera = pose.camera(width, height, time=0.0)
-    x, y, z = (
-        camera.K @ (camera.viewmat @ torch.tensor([*node.position, 1.0]).double())[:3]
-    ).tolist()
-    x, y = x / z * size["width"] / width, y / z * size["height"] / height
+    view, node = client.view, client.handle._node
+    x, y = on_page(page, client, node.position)
     for _ in range(5):  # the page finds what is under the pointer when it repaints
         page.mouse.move(x, y)
         time.sleep(0.3)
@@ -208,3 +204,45 @@ def test_a_click_on_a_thumbnail_goes_to_its_camera(chromium, tmp_path):
     page.close()
     studio.close()
     session.close(save=False)
+
+
+def test_a_click_on_a_car_becomes_a_box_and_keys_work_after_a_checkbox(chromium, tmp_path):
+    session = Session(passing_car(), run_folder=tmp_path / "run")
+    studio = launch(session, port=0)
+    page = chromium.new_page(viewport={"width": 1280, "height": 720})
+    page.goto(studio.url)
+    page.get_by_role("tab", name="Objects").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Objects").click()
+    wait_for(lambda: studio.clients and studio.clients[0].view.measurement.ms > 0)
+    client = studio.clients[0]
+    page.get_by_role("button", name="Fit a box at a click").click()
+    wait_for(lambda: client.view.get().placing)
+    x, y = on_page(page, client, (START[0] - SIZE[0] / 2, START[1], START[2]))
+    page.mouse.click(x, y)
+    wait_for(lambda: client.view.get().vehicle == "car 1")
+    page.get_by_text("keyframe here", exact=True).wait_for()
+    page.get_by_role("button", name="Follow through the recording").click()
+    wait_for(lambda: session.state.undo_label == "Follow car 1")
+    wait_for(lambda: session.state.vehicles[0].travel > 4.9)
+    page.get_by_label("Laser points").click()
+    wait_for(lambda: client.view.get().show_sweep)
+    page.keyboard.press("Control+z")
+    wait_for(lambda: session.state.undo_label == "Box of a car")
+    page.keyboard.press("Space")  # the checkbox's own
+    wait_for(lambda: not client.view.get().show_sweep)
+    page.locator('input[value*="boxes.json"], textarea:has-text("boxes.json")').first.click()
+    page.keyboard.press("Control+z")  # of the text, not of the scene
+    page.keyboard.press("Escape")
+    assert session.state.undo_label == "Box of a car"
+    page.close()
+    studio.close()
+    session.close(save=False)
+
+
+def on_page(page, client, place):
+    """Where the page shows a place of the world."""
+    width, height = client.window.canvas
+    size = page.locator("canvas").first.bounding_box()
+    camera = client.window.pose().camera(width, height, time=0.0)
+    x, y, z = (camera.K @ (camera.viewmat @ torch.tensor([*place, 1.0]).double())[:3]).tolist()
+    return x / z * size["width"] / width, y / z * size["height"] / height

@@ -138,7 +138,7 @@ def test_a_vehicle_is_followed_renamed_written_and_deleted(shown, tmp_path):
     (box,) = shown.settle()
     assert len(box.timestamps) == 6 and "1 keyframe, 5 followed" in gui.text()
     gui.use("Name", "taxi")
-    gui.use("Length, width, height (m)", (4.5, 1.9, 1.6))
+    gui.use("L, W, H (m)", (4.5, 1.9, 1.6))
     gui.use("Apply name, kind and size")
     (box,) = shown.settle()
     assert (box.name, view.get().vehicle) == ("taxi", "taxi")
@@ -147,7 +147,7 @@ def test_a_vehicle_is_followed_renamed_written_and_deleted(shown, tmp_path):
     gui.use("Write the boxes")
     shown.settle()
     assert [x.name for x in read_box_tracks(tmp_path / "cars.json")] == ["taxi"]
-    assert "ff-studio reconstruct RECORDING \\\n  vehicles.ckpt --boxes \\\n" in gui.text()
+    assert "ff-studio reconstruct \\\n  RECORDING \\\n  vehicles.ckpt \\\n  --boxes" in gui.text()
     gui.use("Delete the vehicle's box")
     assert shown.settle() == () and not gui.find("Selected vehicle").visible
 
