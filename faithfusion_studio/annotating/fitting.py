@@ -120,7 +120,7 @@ def fit_box(
     low, high = _completed(turned, usual, origin, fixed=size is not None)
     bottom = float(cluster[:, 2].min()) - 0.2 if ground is None else ground
     tall = float(np.quantile(cluster[:, 2], 0.995)) - bottom
-    if size is not None or not 0.6 * usual[2] <= tall <= 1.5 * usual[2]:
+    if size is not None or not ENOUGH * usual[2] <= tall <= TOO_MUCH * usual[2]:
         tall = float(usual[2])
     along = np.array([math.cos(turned.angle), math.sin(turned.angle)])
     across = np.array([-along[1], along[0]])

@@ -19,6 +19,8 @@ from faithfusion_studio.annotating.registration import (
     Prior,
     Registration,
     between,
+    cloud_of,
+    joined,
     moved,
     registered,
     searched,
@@ -34,6 +36,10 @@ FARTHEST = 4.0
 """It is not sought farther than this from one sweep to the next, m."""
 ACCELERATION = 6.0
 """Change of velocity that a prediction allows for, m/s^2."""
+BEND = 0.05
+"""Change of the turn per metre that it allows for, rad/m."""
+ROOM = 0.5
+"""Over less than this the turn per metre cannot be told, m."""
 LEAST = 8
 """Fewer matched points than this are no support."""
 AGREE = 0.4
@@ -44,10 +50,14 @@ PATIENCE = 2
 """Sweeps without support that are bridged."""
 GATHER = 0.1
 """Points this far outside of the box are still gathered, m."""
-THIN = 0.04
-"""One point per cube of this side is kept of a sweep, m."""
-WINDOW = 10
-"""Sweeps before and after that the last registration looks at."""
+THIN = 0.06
+"""One point per cube of this side is kept of a sweep, m,"""
+KEPT = 600
+"""and at most so many."""
+BESIDE = 6
+"""A sweep is registered to the points of so many sweeps nearest to it in time,"""
+SPREAD = 8
+"""and of so many spread over the rest, which keep small errors from adding up."""
 ROUNDS = 2
 """How often each sweep is registered to the others."""
 
@@ -70,6 +80,19 @@ class _Sweep:
     def height(self, pose: Pose) -> float:
         """Height of the ground under a pose, world z, m."""
         return float(self.ground.under(torch.from_numpy(pose[None, :2, 3]).float())[0])
+
+
+def _prior(pose: Pose, unsure: float, travelled: float) -> Prior:
+    """What a vehicle does that moved so far, where it may be out by so much, m: it turns only as it drives."""
+    return Prior(
+        pose, 0.05 + unsure, 0.03 + 0.2 * unsure, 0.003 + BEND * (travelled + 0.1 * unsure)
+    )
+
+
+def _thinned(points: np.ndarray, kept: int = KEPT) -> np.ndarray:
+    """Points spread evenly over the surfaces, at most so many."""
+    first = np.sort(np.unique(np.floor(points / THIN), axis=0, return_index=True)[1])
+    return points[first[np.linspace(0, len(first) - 1, min(kept, len(first))).astype(int)]]
 
 
 def follow(
@@ -114,7 +137,7 @@ class _Following:
         self._size = annotation.size.numpy().astype(np.float64)
         self._sweeps: dict[int, _Sweep] = {}
         self._poses: dict[int, Pose] = {}
-        self._parts: dict[int, np.ndarray] = {}
+        self._parts: dict[int, Cloud] = {}
         hand = tuple(k for k in annotation.keyframes if k.by_hand) or annotation.keyframes[:1]
         self._hand = replace(annotation, keyframes=hand)
         self._fixed: dict[int, Pose] = {}
@@ -140,8 +163,8 @@ class _Following:
         """From every key frame outwards, to the middle between two of them."""
         for index, pose in self._fixed.items():
             self._accept(index, pose)
-        if not any(len(part) >= LEAST for part in self._parts.values()):
-            most = max(len(part) for part in self._parts.values())
+        if not any(len(part.points) >= LEAST for part in self._parts.values()):
+            most = max(len(part.points) for part in self._parts.values())
             raise AnnotationError(
                 f"{self._given.name}: found at most {most} laser points in its box; at least {LEAST} are "
                 "needed to follow it, so place the box where the laser sees it."
@@ -174,17 +197,16 @@ class _Following:
         self._poses[index] = pose
         self._parts[index] = self._gathered(index, pose)
 
-    def _gathered(self, index: int, pose: Pose) -> np.ndarray:
+    def _gathered(self, index: int, pose: Pose) -> Cloud:
         local = to_frame(self._sweep(index).near(pose, self._size, GATHER), pose)
-        first = np.unique(np.floor(local / THIN), axis=0, return_index=True)[1]
-        return local[np.sort(first)]
+        return cloud_of(_thinned(local))
 
     def _find(self, index: int, known: list[int]) -> Registration | None:
         """The object in a sweep, seen from the last ones it was found in; None where it has no support."""
         prior, reach = self._expected(index, known)
         sweep = self._sweep(index)
-        points = sweep.near(prior.pose, self._size, 0.5, reach)
-        cloud = self._cloud(known[-WINDOW:] + [i for i in self._fixed if i in self._parts])
+        points = _thinned(sweep.near(prior.pose, self._size, 0.5, reach), 2 * KEPT)
+        cloud = self._cloud(index, known)
         if len(points) < LEAST or len(cloud.points) < LEAST:
             return None
         start = searched(cloud, points, prior, reach)
@@ -194,13 +216,9 @@ class _Following:
 
     def _supported(self, index: int, found: Registration, beside: int) -> Registration | None:
         """A registration that enough points speak for, seen from a sweep beside it; else None."""
-        inside = len(self._sweep(index).near(found.pose, self._size, GATHER))
-        needed = max(LEAST, AGREE * inside, FADED * self._inside(beside))
+        inside = len(_thinned(self._sweep(index).near(found.pose, self._size, GATHER)))
+        needed = max(LEAST, AGREE * inside, FADED * len(self._parts[beside].points))
         return found if found.matched >= needed else None
-
-    def _inside(self, index: int) -> int:
-        """Points in the box of a sweep in which the object was found."""
-        return len(self._sweep(index).near(self._poses[index], self._size, GATHER))
 
     def _expected(self, index: int, known: list[int]) -> tuple[Prior, float]:
         """Where the object is expected at constant velocity, and how far along its box it may be from there, m."""
@@ -210,10 +228,8 @@ class _Following:
         if speed is None:
             prior = Prior(pose, FASTEST * step, 0.3 + step, 0.1 + step)
             return self._grounded(index, prior, last), min(FASTEST * step, FARTHEST)
-        signed = self.times[index] - self.times[last]
-        prior = Prior(
-            moved(pose, speed * signed), 0.05 + unsure, 0.05 + 0.3 * unsure, 0.02 + step / 5
-        )
+        shift = speed * (self.times[index] - self.times[last])
+        prior = _prior(moved(pose, shift), unsure, abs(float(shift[0])))
         return self._grounded(index, prior, last), 0.3 + unsure
 
     def _velocity(self, known: list[int]) -> np.ndarray | None:
@@ -223,7 +239,10 @@ class _Following:
             few = known[-4:-1]
             steps = np.array([between(self._poses[last], self._poses[i]) for i in few])
             spans = np.array([self.times[i] - time for i in few])
-            return (steps * spans[:, None]).sum(0) / (spans**2).sum()
+            speed = (steps * spans[:, None]).sum(0) / (spans**2).sum()
+            # What hardly moves does not turn: the turn per metre is what goes on.
+            bend = (steps[:, 2] * steps[:, 0]).sum() / ((steps[:, 0] ** 2).sum() + ROOM**2)
+            return np.array([speed[0], speed[1], bend * speed[0]])
         if len(self._hand.keyframes) < 2:
             return None
         side = [t for t in (time - 0.05, time + 0.05) if self._hand.pose_at(t) is not None]
@@ -240,8 +259,16 @@ class _Following:
         pose[2, 3] = self._poses[last][2, 3] + np.clip(rise, -0.1, 0.1)
         return replace(prior, pose=pose)
 
-    def _cloud(self, indices: list[int]) -> Cloud:
-        return Cloud(np.concatenate([self._parts[i] for i in dict.fromkeys(indices)]))
+    def _cloud(self, index: int, known: list[int]) -> Cloud:
+        """The object's points in the sweeps that one is registered to."""
+        order = sorted(known, key=lambda i: abs(i - index))
+        rest = sorted(order[BESIDE:])
+        spread = [
+            rest[i] for i in np.linspace(0, len(rest) - 1, min(SPREAD, len(rest))).astype(int)
+        ]
+        placed = [i for i in self._fixed if i != index and i in self._parts]
+        chosen = dict.fromkeys([*order[:BESIDE], *spread, *placed[:SPREAD]])
+        return joined([self._parts[i] for i in chosen])
 
     def settle(self) -> Generator[None, None, None]:
         """Register every sweep to the points of the others; what contradicts them is dropped."""
@@ -253,15 +280,15 @@ class _Following:
 
     def _settle(self, index: int) -> None:
         found = sorted(self._poses)
-        place = found.index(index)
-        others = [i for i in found[max(0, place - WINDOW) : place + WINDOW + 1] if i != index]
-        cloud = self._cloud(others + [i for i in self._fixed if i != index])
+        others = [i for i in found if i != index]
+        cloud = self._cloud(index, others)
         pose = self._poses[index]
         beside = min(others, key=lambda i: abs(i - index))
         step = abs(self.times[index] - self.times[beside])
-        unsure = 0.5 * ACCELERATION * step**2
-        prior = Prior(self._smooth(index, found), 0.05 + unsure, 0.03 + 0.2 * unsure, 0.02)
-        points = self._sweep(index).near(pose, self._size, 0.4)
+        smooth = self._smooth(index, found)
+        travelled = abs(float(between(self._poses[beside], smooth)[0]))
+        prior = _prior(smooth, 0.5 * ACCELERATION * step**2, travelled)
+        points = _thinned(self._sweep(index).near(pose, self._size, 0.4))
         if len(points) < LEAST or len(cloud.points) < LEAST:
             return
         better = self._supported(index, registered(cloud, points, pose, prior), beside)

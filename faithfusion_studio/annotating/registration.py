@@ -6,6 +6,7 @@ what is sought is a shift along and across the box and a turn about its vertical
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ Pose = Float64[np.ndarray, "4 4"]
 
 NOISE = 0.04
 """Standard deviation of a laser point about the surface it is of, m."""
-NEIGHBOURS = 10
+NEIGHBOURS = 16
 """Points whose spread says how a surface runs."""
 SHARED = 60.0
 """However many points match, they are worth this many independent ones."""
@@ -35,24 +36,36 @@ VOTE = 0.15
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Points of one object in its frame."""
+    """Points of one object in its frame, and how the surface runs at each."""
 
     points: Float64[np.ndarray, "N 3"]
+    precision: Float64[np.ndarray, "N 3 3"]
+    """Inverse covariance of where a point of the same surface may be: low along it, high across it, 1/m^2."""
 
     @cached_property
     def tree(self) -> KDTree:
         """For nearest neighbours."""
         return KDTree(self.points)
 
-    @cached_property
-    def precision(self) -> Float64[np.ndarray, "N 3 3"]:
-        """Inverse covariance of where a point of the same surface may be: wide along it, narrow across it."""
-        k = min(NEIGHBOURS, len(self.points))
-        index = self.tree.query(self.points, k)[1].reshape(len(self.points), k)
-        around = self.points[index]
-        around = around - around.mean(1, keepdims=True)
-        spread = np.einsum("nki,nkj->nij", around, around) / k
-        return np.linalg.inv(spread + NOISE**2 * np.eye(3))
+
+def cloud_of(points: Float64[np.ndarray, "N 3"]) -> Cloud:
+    """The points of one sweep; how surfaces run is told by the nearest ones."""
+    if not len(points):
+        return Cloud(points, np.zeros((0, 3, 3)))
+    k = min(NEIGHBOURS, len(points))
+    index = np.asarray(KDTree(points).query(points, k)[1]).reshape(len(points), k)
+    around = points[index]
+    around = around - around.mean(1, keepdims=True)
+    spread = around.transpose(0, 2, 1) @ around / k
+    return Cloud(points, np.linalg.inv(spread + NOISE**2 * np.eye(3)))
+
+
+def joined(clouds: Sequence[Cloud]) -> Cloud:
+    """The points of several sweeps."""
+    return Cloud(
+        np.concatenate([cloud.points for cloud in clouds]),
+        np.concatenate([cloud.precision for cloud in clouds]),
+    )
 
 
 @dataclass(frozen=True)
@@ -160,12 +173,22 @@ def _step(cloud: Cloud, points: np.ndarray, pose: Pose, prior: Prior, width: flo
     if near.any():
         p, rows = local[near], np.asarray(index)[near]
         residual, precision = p - cloud.points[rows], cloud.precision[rows]
-        jacobian = np.zeros((len(p), 3, 3))
-        jacobian[:, 0, 0] = jacobian[:, 1, 1] = -1
-        jacobian[:, 0, 2], jacobian[:, 1, 2] = p[:, 1], -p[:, 0]
         weight = (width**2 / (width**2 + distance[near] ** 2)) ** 2
         weight *= min(1.0, SHARED / weight.sum())
-        weighted = np.einsum("n,nij->nij", weight, precision)
-        hessian = hessian + np.einsum("nik,nij,njl->kl", jacobian, weighted, jacobian)
-        gradient = gradient + np.einsum("nik,nij,nj->k", jacobian, weighted, residual)
+        # The derivatives of a point by [along, across, turn] have no part along z.
+        xx, xy, yy = precision[:, 0, 0], precision[:, 0, 1], precision[:, 1, 1]
+        x, y = p[:, 0], p[:, 1]
+        pull = (precision[:, :2] @ residual[:, :, None])[:, :, 0]
+        turning = np.stack([y * xx - x * xy, y * xy - x * yy], 1)
+        hessian = hessian + _symmetric(
+            weight @ np.stack([xx, xy, yy, -turning[:, 0], -turning[:, 1]], 1),
+            weight @ (y * turning[:, 0] - x * turning[:, 1]),
+        )
+        torque = y * pull[:, 0] - x * pull[:, 1]
+        gradient = gradient + weight @ np.stack([-pull[:, 0], -pull[:, 1], torque], 1)
     return -np.linalg.solve(hessian, gradient)
+
+
+def _symmetric(upper: np.ndarray, last: float) -> np.ndarray:
+    xx, xy, yy, xt, yt = upper
+    return np.array([[xx, xy, xt], [xy, yy, yt], [xt, yt, last]])
