@@ -123,6 +123,27 @@ def box_mask(
     return torch.from_numpy(mask > 0)
 
 
+def box_edges(
+    pose: Float[Tensor, "4 4"], size: Float[Tensor, "3"], camera: Camera
+) -> Float64[Tensor, "E 2 2"]:
+    """The edges of a box as lines in a picture: start and end of each, column and row in pixels.
+
+    What is behind the camera is cut off, so E is 12 at most; lines may leave the picture.
+    """
+    view = camera.viewmat.double()
+    corners = box_corners(pose[None], size[None])[0] @ view[:3, :3].T + view[:3, 3]
+    lines = []
+    for i, j in _EDGES:
+        start, end = sorted((corners[i], corners[j]), key=lambda corner: float(corner[2]))
+        if float(end[2]) <= NEAREST:
+            continue
+        if float(start[2]) < NEAREST:
+            start = torch.lerp(start, end, (NEAREST - start[2]) / (end[2] - start[2]))
+        pixels = torch.stack([start, end]) @ camera.K.double().T
+        lines.append(pixels[:, :2] / pixels[:, 2:])
+    return torch.stack(lines) if lines else torch.zeros(0, 2, 2, dtype=torch.float64)
+
+
 def _before_the_camera(corners: Float64[Tensor, "8 3"]) -> Float64[Tensor, "N 3"]:
     """Corners of the part of a box that is in front of a camera, camera frame."""
     depth = corners[:, 2]

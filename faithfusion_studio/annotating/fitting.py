@@ -51,6 +51,8 @@ CLOSE = 0.05
 """Distances to a side below this count alike in the closeness criterion, m."""
 ENOUGH, TOO_MUCH = 0.85, 1.25
 """A side seen for between these shares of the usual length is taken as it was seen."""
+ACROSS = 0.3
+"""Share of an object that may be unseen before it is taken for one that crosses the traffic."""
 FREEDOM = math.radians(15)
 """How far a given heading may be turned to fit."""
 
@@ -250,8 +252,9 @@ def _lengthwise(rectangle: _Rectangle, usual: np.ndarray, forward: float) -> _Re
         option = _Rectangle(angle + quarter * math.pi / 2, *_quarters(low, high, quarter))
         share = (option.high - option.low) / usual[:2]
         misfit = np.maximum(1 - share, 0).sum() + 3 * np.maximum(share - 1.1, 0).sum()
-        backwards = 0.05 * (1 - math.cos(option.angle - forward))
-        options.append((misfit + backwards, option))
+        off = option.angle - forward
+        unlikely = 0.05 * (1 - math.cos(off)) + ACROSS * math.sin(off) ** 2
+        options.append((misfit + unlikely, option))
     return min(options, key=lambda pair: pair[0])[1]
 
 

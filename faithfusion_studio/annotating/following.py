@@ -17,10 +17,10 @@ from faithfusion_studio.annotating.registration import (
     Cloud,
     Pose,
     Prior,
-    Registration,
     between,
     cloud_of,
     joined,
+    matched,
     moved,
     registered,
     searched,
@@ -190,7 +190,7 @@ class _Following:
                     return
                 continue
             missed = 0
-            self._accept(index, found.pose)
+            self._accept(index, found)
             known.append(index)
 
     def _accept(self, index: int, pose: Pose) -> None:
@@ -201,7 +201,7 @@ class _Following:
         local = to_frame(self._sweep(index).near(pose, self._size, GATHER), pose)
         return cloud_of(_thinned(local))
 
-    def _find(self, index: int, known: list[int]) -> Registration | None:
+    def _find(self, index: int, known: list[int]) -> Pose | None:
         """The object in a sweep, seen from the last ones it was found in; None where it has no support."""
         prior, reach = self._expected(index, known)
         sweep = self._sweep(index)
@@ -212,13 +212,17 @@ class _Following:
         start = searched(cloud, points, prior, reach)
         # What the search found is believed where it disagrees with a prediction that was none.
         held = replace(prior, pose=start) if len(known) < 2 else prior
-        return self._supported(index, registered(cloud, points, start, held), known[-1])
+        near = _thinned(sweep.near(start, self._size, 0.4))
+        if len(near) < LEAST:
+            return None
+        pose = registered(cloud, near, start, held)
+        return pose if self._supported(index, cloud, pose, known[-1]) else None
 
-    def _supported(self, index: int, found: Registration, beside: int) -> Registration | None:
-        """A registration that enough points speak for, seen from a sweep beside it; else None."""
-        inside = len(_thinned(self._sweep(index).near(found.pose, self._size, GATHER)))
-        needed = max(LEAST, AGREE * inside, FADED * len(self._parts[beside].points))
-        return found if found.matched >= needed else None
+    def _supported(self, index: int, cloud: Cloud, pose: Pose, beside: int) -> bool:
+        """Whether enough points speak for a pose, seen from a sweep beside it."""
+        inside = _thinned(self._sweep(index).near(pose, self._size, GATHER))
+        needed = max(LEAST, AGREE * len(inside), FADED * len(self._parts[beside].points))
+        return matched(cloud, inside, pose) >= needed
 
     def _expected(self, index: int, known: list[int]) -> tuple[Prior, float]:
         """Where the object is expected at constant velocity, and how far along its box it may be from there, m."""
@@ -291,9 +295,9 @@ class _Following:
         points = _thinned(self._sweep(index).near(pose, self._size, 0.4))
         if len(points) < LEAST or len(cloud.points) < LEAST:
             return
-        better = self._supported(index, registered(cloud, points, pose, prior), beside)
-        if better is not None:
-            self._accept(index, better.pose)
+        better = registered(cloud, points, pose, prior)
+        if self._supported(index, cloud, better, beside):
+            self._accept(index, better)
 
     def _smooth(self, index: int, found: list[int]) -> Pose:
         """The pose between those before and after; beyond the ends, at constant velocity."""

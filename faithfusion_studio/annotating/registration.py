@@ -19,7 +19,7 @@ Pose = Float64[np.ndarray, "4 4"]
 NOISE = 0.04
 """Standard deviation of a laser point about the surface it is of, m."""
 NEIGHBOURS = 16
-"""Points whose spread says how a surface runs."""
+"""Points whose spread says how a surface runs; fewer of an object with few points."""
 SHARED = 60.0
 """However many points match, they are worth this many independent ones."""
 WIDTHS = (0.4, 0.25, 0.15, 0.1)
@@ -52,7 +52,7 @@ def cloud_of(points: Float64[np.ndarray, "N 3"]) -> Cloud:
     """The points of one sweep; how surfaces run is told by the nearest ones."""
     if not len(points):
         return Cloud(points, np.zeros((0, 3, 3)))
-    k = min(NEIGHBOURS, len(points))
+    k = min(max(len(points) // 6, 5), NEIGHBOURS, len(points))
     index = np.asarray(KDTree(points).query(points, k)[1]).reshape(len(points), k)
     around = points[index]
     around = around - around.mean(1, keepdims=True)
@@ -84,16 +84,6 @@ class Prior:
     def precision(self) -> np.ndarray:
         """[3, 3]."""
         return np.diag([self.along**-2, self.across**-2, self.turn**-2])
-
-
-@dataclass(frozen=True, eq=False)
-class Registration:
-    """Where a sweep shows an object."""
-
-    pose: Pose
-    """Object -> world."""
-    matched: int
-    """Points of the sweep that lie on points of the object."""
 
 
 def moved(pose: Pose, shift: np.ndarray) -> Pose:
@@ -141,7 +131,7 @@ def searched(cloud: Cloud, points: np.ndarray, prior: Prior, reach: float) -> Po
     return moved(prior.pose, shifts[np.argmax(votes / max(votes.max(), 1e-9) - 0.05 * doubt)])
 
 
-def registered(cloud: Cloud, points: np.ndarray, start: Pose, prior: Prior) -> Registration:
+def registered(cloud: Cloud, points: np.ndarray, start: Pose, prior: Prior) -> Pose:
     """Refine a pose so that a sweep's points lie on the surfaces of the object.
 
     Args:
@@ -159,8 +149,13 @@ def registered(cloud: Cloud, points: np.ndarray, start: Pose, prior: Prior) -> R
             pose = moved(pose, step)
             if np.abs(step).max() < 1e-4:
                 break
+    return pose
+
+
+def matched(cloud: Cloud, points: np.ndarray, pose: Pose) -> int:
+    """How many points of a sweep (world, m) lie on the object at a pose."""
     distance = cloud.tree.query(to_frame(points, pose), distance_upper_bound=MATCHED)[0]
-    return Registration(pose, int(np.isfinite(distance).sum()))
+    return int(np.isfinite(distance).sum())
 
 
 def _step(cloud: Cloud, points: np.ndarray, pose: Pose, prior: Prior, width: float) -> np.ndarray:

@@ -19,11 +19,12 @@ from typing import Any
 
 from faithfusion_studio import __version__
 from faithfusion_studio.cli.arguments import COMMANDS as OTHER_COMMANDS
+from faithfusion_studio.cli.box_arguments import Boxes
 from faithfusion_studio.cli.console import Terminated, say, terminable
 from faithfusion_studio.cli.edit_arguments import Edit
 from faithfusion_studio.errors import StudioError
 
-COMMANDS = {**OTHER_COMMANDS, "edit": Edit}
+COMMANDS = {**OTHER_COMMANDS, "edit": Edit, "boxes": Boxes}
 HOMES = {
     "view": "view",
     "reconstruct": "learn",
@@ -41,6 +42,7 @@ HOMES = {
     "train-adapter": "adapters",
     "convert": "make",
     "edit": "editing",
+    "boxes": "annotate",
     "bench": "make",
 }
 """The module of each command; imported when it runs."""

@@ -35,7 +35,7 @@ def turning(time):
 
 def oncoming(time):
     """Comes towards the laser on the other side."""
-    return 38 - 9 * time, 3.6, math.pi
+    return 34 - 8 * time, 3.6, math.pi
 
 
 TRACKS = tuple(track(f.__name__, f, TIMES) for f in (ahead, turning, oncoming))
