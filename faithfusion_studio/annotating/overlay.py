@@ -89,8 +89,8 @@ def _arrow(annotation: Annotation, pose: Tensor, camera: Camera) -> list[Tensor]
 
 
 def sheet(
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], columns: int
-) -> UInt8[np.ndarray, "H W 3"]:
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Pictures in rows, each at its place, on black; sizes may differ."""
     height = max(p.shape[0] for p in pictures)
     width = max(p.shape[1] for p in pictures)

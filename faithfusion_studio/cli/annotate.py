@@ -148,7 +148,7 @@ def _under(capture: Capture, frame: int, numbers: list[float]) -> Tensor:
 
 def _upright(numbers: list[float], height: float) -> Tensor:
     x, y, z, turn = numbers
-    pose = _step([0, 0, 0, turn])
+    pose = _step([0.0, 0.0, 0.0, turn])
     pose[:3, 3] = torch.tensor([x, y, z + height / 2])
     return pose
 
