@@ -399,12 +399,15 @@ class TrainNetwork(DeviceCommand):
 class TrainRefiner(TrainNetwork):
     """Train the refiner's weights from nothing, on procedural streets; Ctrl+C keeps what is learned.
 
-    Makes the streets, reconstructs them, takes pairs and fits the network. Streets that are done and
-    a checkpoint every two minutes stay in the cache, so the same command goes on where it stopped.
+    Makes the streets, reconstructs them, takes pairs and fits the network: on single frames first, then its
+    attention over time on clips of eight. Streets that are done and a checkpoint every two minutes stay in
+    the cache, so the same command goes on where it stopped.
     """
 
     size: Literal["S", "M"] = "S"
-    """S: 260 thousand parameters, 3000 steps, for a CPU. M: six million, 9000 steps, for a GPU."""
+    """S: 260 thousand parameters, 4000 steps, for a CPU. M: six million, 12000 steps, for a GPU."""
+    temporal_share: float | None = None
+    """Share of the steps, the last ones, in which only the attention over time learns; 0.25 when not given. 1 with --start steadies learned weights and keeps what they make of single frames."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,6 +143,12 @@ def _config(args: a.TrainRefiner | a.TrainEigent, kind: _Kind) -> LoopConfig:
     config = replace(kind.presets[args.size], seed=args.seed)
     if args.steps is not None:
         config = replace(config, steps=args.steps)
+    if isinstance(args, a.TrainRefiner) and args.temporal_share is not None:
+        if not 0 <= args.temporal_share <= 1:
+            raise CommandLineError(
+                f"--temporal-share: found {args.temporal_share:g}; expected 0 to 1."
+            )
+        config = replace(config, temporal_share=args.temporal_share)
     if not 1 <= config.steps <= 10_000_000:
         raise CommandLineError(f"--steps: found {config.steps}; expected 1 to 10000000.")
     return replace(config, device=str(chosen_device(args.device)))

@@ -168,11 +168,14 @@ def _repair_in_windows(
     refuse_hopeless(repairer, len(cameras), first.height, first.width, engine_device(info))
     # A clip is of one camera: cut from one camera of the rig to another, it would show no motion.
     order = by_camera([camera.name for camera in cameras]) if window > 1 else range(len(cameras))
-    for chosen in _clips([cameras[i].name for i in order], window):
-        indices = [order[i] for i in chosen]
+    names = [cameras[i].name for i in order]
+    for chosen in _clips(names, window):
+        seen = _with_context(names, chosen, info.context)
+        indices = [order[i] for i in seen]
         sized = [_sized(cameras[i], scene, size) for i in indices]
         clip = [frames[i] for i in indices]
-        yield from _repair_window(scene, stage, repairer, sized, clip, references)
+        kept = range(chosen.start - seen.start, chosen.stop - seen.start)
+        yield from _repair_window(scene, stage, repairer, sized, clip, references, kept)
 
 
 def _clips(names: Sequence[str], window: int) -> Iterator[range]:
@@ -184,6 +187,16 @@ def _clips(names: Sequence[str], window: int) -> Iterator[range]:
             stop += 1
         yield range(start, stop)
         start = stop
+
+
+def _with_context(names: Sequence[str], chosen: range, context: tuple[int, int]) -> range:
+    """A clip with as many of its camera's frames before and after it as an engine wants to see."""
+    start, stop, name = chosen.start, chosen.stop, names[chosen.start]
+    while start > max(0, chosen.start - context[0]) and names[start - 1] == name:
+        start -= 1
+    while stop < min(len(names), chosen.stop + context[1]) and names[stop] == name:
+        stop += 1
+    return range(start, stop)
 
 
 def engine_device(info: RepairerInfo) -> str:
@@ -356,7 +369,9 @@ def _repair_window(
     cameras: Sequence[Camera],
     frames: Sequence[int],
     references: RecordedReferences,
+    kept: range,
 ) -> Iterator[RepairedFrame | RepairStep]:
+    """The frames of one batch whose indices are `kept`; the others help these."""
     from faithfusion_studio.repair import GateConfig, RepairBudget, RepairStep, repair_steps
 
     # Below any calibrated EIG by more than the ramp of the gate, every pixel is open.
@@ -377,10 +392,13 @@ def _repair_window(
         seed=stage.seed,
         budget=RepairBudget(device=engine_device(info)),
     )
-    i = 0
+    i = -1
     for result in repair_steps(repairer, batch, GateConfig(strength=stage.strength)):
         if isinstance(result, RepairStep):
             yield result
+            continue
+        i += 1
+        if i not in kept:
             continue
         frame = frames[i]
         depth = batch.depths[i]
@@ -404,4 +422,5 @@ def _repair_window(
             accepted=result.rejected is None,
             notes=notes,
         )
-        i += 1
+        if i + 1 == kept.stop < len(frames):
+            return

@@ -49,6 +49,8 @@ class RepairerInfo:
     """True where frames of a batch influence each other."""
     window: int = 0
     """Frames a batch should have at most, for video engines; 0 is the whole segment."""
+    context: tuple[int, int] = (0, 0)
+    """Frames before and after those of a batch that it wants to see besides; they come out of other batches."""
     lead_in: int = 0
     """Views it wants before the first frame, sliding from the recorded pose to the path."""
     depth: bool = False

@@ -138,7 +138,7 @@ class _Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             _Block(config, shifted=bool(i % 2)) for i in range(config.layers)
         )
-        self.decoder = Refiner(config.decoder)
+        self.decoder = Refiner(config.decoder, temporal=False)
         width = self.decoder.stem.out_channels
         self.norm = nn.LayerNorm(d)
         self.leave = nn.Linear(d, width * (patch // 2) ** 2)

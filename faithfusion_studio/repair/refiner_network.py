@@ -2,20 +2,30 @@
 
 It stands on the reprojection: its base is the frame that engine returns, and with its head at zero it
 returns that frame. It may move each pixel along the colours that are known there (render, fused warp,
-best single warp) and add a bounded residual, so that it cannot run away from the evidence.
+best single warp) and add a bounded residual, so that it cannot run away from the evidence. Last, its
+neighbours in time steady a frame (`temporal_attention.py`); a frame without neighbours stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
 
 from faithfusion_studio.repair.base import FrameRepair, RepairBatch
 from faithfusion_studio.repair.gate import GateConfig, blend_gate
+from faithfusion_studio.repair.temporal_attention import (
+    AHEAD,
+    BEHIND,
+    FrameState,
+    TemporalAttention,
+    Told,
+    View,
+)
 
 Size = Literal["S", "M"]
 WIDTHS: dict[Size, tuple[int, ...]] = {"S": (24, 32, 48, 64), "M": (64, 112, 176, 256)}
@@ -25,12 +35,16 @@ BLOCKS: dict[Size, int] = {"S": 1, "M": 2}
 
 CHANNELS = 19
 RENDER, FUSED, BEST = slice(0, 3), slice(3, 6), slice(6, 9)
-BELIEF, SEEN, EIG, GATE = 10, 11, 17, 18
+BELIEF, SEEN, INVERSE_DEPTH, EIG, GATE = 10, 11, 15, 17, 18
 """Where `refiner_inputs` puts what other code needs to find again."""
 OUTPUTS = 6
 """Maps that `compose` takes: residual 3, two shifts, error."""
+TEMPORAL = "temporal."
+"""How the names of the tensors of the attention over time begin."""
 UNKNOWN_EIG = 0.5
 """Calibrated EIG the network is shown where none is known."""
+FARTHEST_SHOWN = 200.0
+"""Depth beyond which the network is not told how far things are, m."""
 MAX_RESIDUAL = 0.25
 """Largest colour the network may add beyond the known colours."""
 GENERATED_FROM = 0.1
@@ -69,7 +83,7 @@ def refiner_inputs(
         torch.log1p(features.weight) / 2,
         torch.log1p(features.best_weight) / 2,
         5 * features.variance.clamp(min=0).sqrt(),
-        2 / warped.clamp(2, 200),
+        2 / warped.clamp(2, FARTHEST_SHOWN),
         apart,
         batch.calibrated_eig[t],
         gate,
@@ -89,14 +103,25 @@ class Refined(NamedTuple):
     """Largest colour that comes from no recorded or rendered pixel, in [0, `MAX_RESIDUAL`]."""
 
 
+class Look(NamedTuple):
+    """Frames refined each alone, with all that their neighbours may ask."""
+
+    inputs: Float[Tensor, "B C H W"]
+    """With the render where nothing was seen."""
+    refined: Refined
+    told: Told | None
+    """None in a network without attention over time."""
+
+
 class Refiner(nn.Module):
-    """A U-Net at half resolution over one frame.
+    """A U-Net at half resolution over one frame, and attention over time on what it finds.
 
     Args:
         size: "S" trains on a CPU; "M" is for a GPU.
+        temporal: Whether it has the attention over time.
     """
 
-    def __init__(self, size: Size = "S") -> None:
+    def __init__(self, size: Size = "S", *, temporal: bool = True) -> None:
         super().__init__()
         self.size: Size = size
         widths, blocks = WIDTHS[size], BLOCKS[size]
@@ -113,15 +138,89 @@ class Refiner(nn.Module):
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
+        # Last, so that a network without it draws the same random numbers.
+        self.temporal = TemporalAttention(widths[0]) if temporal else None
 
     def forward(self, inputs: Float[Tensor, "B C H W"]) -> Refined:
-        """Refine frames of any size."""
+        """Refine frames of any size, each alone."""
+        return self._alone(inputs)[1]
+
+    def _alone(self, inputs: Tensor) -> tuple[Tensor, Refined, Tensor]:
+        """Filled inputs, what becomes of them, and the features behind it (of the padded size)."""
         inputs = filled(inputs)
         height, width = inputs.shape[-2:]
         multiple = 2 ** len(self.down)
         pad = (0, -width % multiple, 0, -height % multiple)
-        out = self.decode(functional.pad(inputs, pad, mode="replicate"))
-        return compose(inputs.float(), out[..., :height, :width].float())
+        padded = functional.pad(inputs, pad, mode="replicate")
+        features = self._features(self.stem(functional.pixel_unshuffle(padded, 2)))
+        return inputs, self._refined(inputs, features), features
+
+    def _refined(self, inputs: Tensor, features: Tensor) -> Refined:
+        height, width = inputs.shape[-2:]
+        out = functional.pixel_shuffle(self.head(features), 2)[..., :height, :width]
+        return compose(inputs.float(), out.float())
+
+    def look(
+        self,
+        inputs: Float[Tensor, "B C H W"],
+        view: View,
+        moving: Bool[Tensor, "B H W"] | None = None,
+    ) -> Look:
+        """Refine frames each alone, and keep what their neighbours may ask.
+
+        Args:
+            inputs: From `refiner_inputs`.
+            view: Their cameras.
+            moving: Pixels of things that move, which are not looked for at other times.
+        """
+        inputs, refined, features = self._alone(inputs)
+        inverse = inputs[:, INVERSE_DEPTH : INVERSE_DEPTH + 1].float() / 2
+        state = FrameState(
+            features=features.float(),
+            colors=torch.cat([refined.rgb, refined.residual[:, None]], 1),
+            inverse_depth=torch.where(inverse * FARTHEST_SHOWN > 1.01, inverse, 0.0),
+            still=torch.ones_like(inverse) if moving is None else 1.0 - moving[:, None].float(),
+            view=view,
+        )
+        if self.temporal is None:
+            return Look(inputs, refined, None)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return Look(inputs, refined, self.temporal.tell(state))
+
+    def steady(self, own: Look, others: Sequence[tuple[int, Look]]) -> Refined:
+        """A frame as its neighbours in time steady it; without any it is the frame refined alone.
+
+        Args:
+            own: The frame.
+            others: Neighbours with their places in time relative to it, -`BEHIND` to `AHEAD`, not 0.
+        """
+        neighbours = [(dt, other.told) for dt, other in others if other.told is not None]
+        if self.temporal is None or own.told is None or not neighbours:
+            return own.refined
+        found = self.temporal(own.told, neighbours)
+        alone = self._refined(own.inputs, own.told.state.features + found.change)
+        moved = found.amount * found.drift
+        return Refined(
+            rgb=(alone.rgb + moved[:, :3]).clamp(0, 1),
+            error=alone.error,
+            residual=(alone.residual + moved[:, 3].detach()).clamp(0, MAX_RESIDUAL),
+        )
+
+    def clip(self, looks: Sequence[Look]) -> list[Refined]:
+        """Every frame of a clip, steadied by its neighbours.
+
+        Args:
+            looks: The frames in the order of time.
+        """
+        steadied = []
+        for t, own in enumerate(looks):
+            near = range(max(0, t - BEHIND), min(len(looks), t + AHEAD + 1))
+            steadied.append(self.steady(own, [(s - t, looks[s]) for s in near if s != t]))
+        return steadied
+
+    def alone_weights(self) -> dict[str, Tensor]:
+        """The weights of everything but the attention over time."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(TEMPORAL)}
 
     def decode(self, inputs: Tensor, extra: Tensor | None = None) -> Tensor:
         """What `compose` takes, for filled inputs whose sides are multiples of 16.

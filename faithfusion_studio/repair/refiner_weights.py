@@ -14,7 +14,7 @@ from faithfusion_studio.repair.network_weights import (
     read_weights,
     write_weights,
 )
-from faithfusion_studio.repair.refiner_network import WIDTHS, Refiner
+from faithfusion_studio.repair.refiner_network import TEMPORAL, WIDTHS, Refiner
 
 FORMAT = "faithfusion-refiner-1"
 """Changed when the network's inputs or layers change."""
@@ -45,6 +45,8 @@ def save_refiner(network: Refiner, path: Path, training: Mapping[str, Any]) -> N
 def load_refiner(path: Path | None = None) -> Refiner:
     """A network from a file, as float32 and ready to run.
 
+    A file from before the network had its attention over time gives one whose attention changes nothing.
+
     Args:
         path: None takes the weights that come with the program.
 
@@ -66,5 +68,8 @@ def load_refiner(path: Path | None = None) -> Refiner:
             f"and one of {', '.join(WIDTHS)}, so these are not weights of this refiner."
         )
     network = Refiner(size)
+    if not any(name.startswith(TEMPORAL) for name in tensors):
+        unlearned = {k: v for k, v in network.state_dict().items() if k.startswith(TEMPORAL)}
+        tensors = {**tensors, **unlearned}
     fill(network, tensors, path, f"a refiner of size {size}", COMMAND)
     return network

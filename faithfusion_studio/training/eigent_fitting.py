@@ -86,7 +86,7 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
                 f"it takes one of size {self.network.config.decoder} before the first step."
             )
         for network in (self.network, self.averaged):
-            network.trunk.decoder.load_state_dict(refiner.state_dict())
+            network.trunk.decoder.load_state_dict(refiner.alone_weights())
         self._decoder_fixed = True
 
     def _identity(self) -> str:
@@ -124,7 +124,7 @@ class EigentFitting(Loop[Bridge, EigentFittingConfig]):
         pairs = [self.draw(rng, config.frames) for _ in range(config.batch)]
         degraded = torch.stack([pair.degraded for pair in pairs]).float()
         truth = torch.stack([pair.truth for pair in pairs]).float()
-        degraded, truth = vary(degraded, truth, rng)
+        degraded, truth, _ = vary(degraded, truth, rng)
         gate = degraded[:, :, GATE : GATE + 1].clone()
         hidden = torch.from_numpy(rng.random(config.batch) < config.eig_dropout)
         degraded[hidden, :, EIG], degraded[hidden, :, GATE] = UNKNOWN_EIG, 1.0

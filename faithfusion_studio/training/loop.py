@@ -131,10 +131,16 @@ class Loop(ABC, Generic[Network, Config]):
             self.seconds += time.monotonic() - started
             yield FittingProgress(self.step, float(loss.detach()), gain, self.seconds)
 
+    def _stage(self) -> tuple[int, int]:
+        """First step and number of steps of the stage that is under way; each has its own cosine."""
+        return 0, self.config.steps
+
     def _rate(self) -> float:
         config = self.config
-        cosine = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        rising = (self.step + 1) / min(config.warm_up, max(1, config.steps // 10))
+        start, length = self._stage()
+        done = self.step - start
+        cosine = 0.5 * (1 + math.cos(math.pi * done / length))
+        rising = (done + 1) / min(config.warm_up, max(1, length // 10))
         return config.rate * min(1.0, rising) * (0.01 + 0.99 * cosine)
 
     def _follow(self) -> None:
@@ -145,9 +151,12 @@ class Loop(ABC, Generic[Network, Config]):
             ):
                 mean.lerp_(value, share)
 
-    def draw(self, rng: np.random.Generator, frames: int) -> TrainingPair:
+    def draw(
+        self, rng: np.random.Generator, frames: int, crop: tuple[int, int] | None = None
+    ) -> TrainingPair:
         """A random window of a random pair: so many neighbouring frames (or all there are)."""
-        file, (tall, wide) = self.files[int(rng.integers(len(self.files)))], self.config.crop
+        file = self.files[int(rng.integers(len(self.files)))]
+        tall, wide = crop or self.config.crop
         _, length, _, rows, columns = file.shape
         height, width, frames = min(tall, rows), min(wide, columns), min(frames, length)
         first = int(rng.integers(length - frames + 1))
@@ -211,8 +220,18 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def vary(degraded: Tensor, truth: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+class Varied(NamedTuple):
+    """Crops that were changed."""
+
+    degraded: Tensor
+    truth: Tensor
+    mirrored: Tensor
+    """[B] bool: left became right."""
+
+
+def vary(degraded: Tensor, truth: Tensor, rng: np.random.Generator) -> Varied:
     """Mirror some crops [B, ..., C, h, w], exchange their colour channels and change their exposure."""
+    flags = torch.zeros(len(degraded), dtype=torch.bool)
     for i in range(len(degraded)):
         gain = float(np.exp(rng.normal(0, 0.1)))
         order = torch.from_numpy(rng.permutation(3))
@@ -224,4 +243,5 @@ def vary(degraded: Tensor, truth: Tensor, rng: np.random.Generator) -> tuple[Ten
         truth[i] = (truth[i][..., order, :, :] * gain).clamp(0, 1)
         if mirrored:
             degraded[i], truth[i] = degraded[i].flip(-1), truth[i].flip(-1)
-    return degraded, truth
+            flags[i] = True
+    return Varied(degraded, truth, flags)

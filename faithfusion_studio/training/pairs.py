@@ -30,6 +30,7 @@ from faithfusion_studio.information.fisher import recorded_fisher
 from faithfusion_studio.io.atomic import write_atomically
 from faithfusion_studio.repair.refiner_network import CHANNELS, refiner_inputs
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer
+from faithfusion_studio.repair.temporal_attention import View
 from faithfusion_studio.scene import Capture, Scene
 from faithfusion_studio.synthetic.raytrace import trace_view
 from faithfusion_studio.synthetic.recording import RIG, RecordingConfig, drive, encode_mask, record
@@ -39,7 +40,7 @@ OFFSETS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -1.0, -2.0, -2.8)
 """Lateral offsets of training views, m; further right stand the parked cars."""
 FIRST_TEST_SEED = 400
 """Streets from this seed on are never trained on nor chosen by."""
-LAYOUT = "clips-2"
+LAYOUT = "clips-3"
 """Changed when the networks' inputs change, so that an old cache is not mistaken for a new one."""
 CLIP = 8
 """Neighbouring frames of a clip."""
@@ -101,6 +102,10 @@ class TrainingPair:
 
     degraded: Float16[Tensor, "T C H W"]
     truth: Float16[Tensor, "T 3 H W"]
+    depth: Float16[Tensor, "T H W"]
+    """The true one along z, m; 0 where there is none or something moves."""
+    view: View
+    """Cameras."""
 
 
 def clip_pair(
@@ -118,8 +123,18 @@ def clip_pair(
     with torch.no_grad():
         frames = enumerate(ReprojectionRepairer().repair(batch))
         degraded = [refiner_inputs(batch, t, frame).half() for t, frame in frames]
-    truth = [torch.from_numpy(trace_view(street, camera).rgb).permute(2, 0, 1) for camera in views]
-    return TrainingPair(torch.stack(degraded), torch.stack(truth).half())
+    traced = [trace_view(street, camera) for camera in views]
+    return TrainingPair(
+        torch.stack(degraded),
+        torch.stack([torch.from_numpy(view.rgb).permute(2, 0, 1) for view in traced]).half(),
+        torch.stack(
+            [torch.from_numpy(np.where(v.node_index >= 0, 0, v.depth)) for v in traced]
+        ).half(),
+        View(
+            torch.stack([camera.K for camera in views]).double(),
+            torch.stack([camera.camtoworld for camera in views]).double(),
+        ),
+    )
 
 
 def make_pairs(recipe: StreetRecipe, say: Callable[[str], None]) -> list[TrainingPair]:
@@ -198,6 +213,9 @@ def cached_pairs(recipe: StreetRecipe, folder: Path, say: Callable[[str], None])
         tensors = {
             "degraded": torch.stack([pair.degraded for pair in pairs]),
             "truth": torch.stack([pair.truth for pair in pairs]),
+            "depth": torch.stack([pair.depth for pair in pairs]),
+            "intrinsics": torch.stack([pair.view.intrinsics for pair in pairs]),
+            "camtoworld": torch.stack([pair.view.camtoworld for pair in pairs]),
         }
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(path, TrainingError) as temporary:
@@ -216,7 +234,10 @@ class PairFile:
         try:
             self._file = safe_open(path, "pt")
             self.shape: tuple[int, ...] = tuple(self._file.get_slice("degraded").get_shape())
-            self._truth = self._file.get_slice("truth")
+            self._truth, self._depth, self._intrinsics, self._camtoworld = (
+                self._file.get_slice(name)
+                for name in ("truth", "depth", "intrinsics", "camtoworld")
+            )
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{path}: cannot be read as training pairs ({error}); delete it, it is made again."
@@ -236,9 +257,13 @@ class PairFile:
     ) -> TrainingPair:
         """A window of one pair, all its frames or some."""
         rows, columns = slice(top, top + height), slice(left, left + width)
+        intrinsics = self._intrinsics[index, times].clone()
+        intrinsics[:, :2, 2] -= torch.tensor([left, top], dtype=torch.float64)
         return TrainingPair(
             self._degraded[index, times, :, rows, columns],
             self._truth[index, times, :, rows, columns],
+            self._depth[index, times, rows, columns],
+            View(intrinsics, self._camtoworld[index, times]),
         )
 
     def whole(self, index: int, times: slice = slice(None)) -> TrainingPair:

@@ -1,8 +1,16 @@
-"""A video engine sees one camera of a rig at a time."""
+"""A video engine sees one camera of a rig at a time, and besides a window's frames those it wants around it."""
+
+from dataclasses import replace
 
 import pytest
+import torch
+from fusion.worlds import tiny_capture, tiny_world
 
-from faithfusion_studio.fusion.repairing import _clips
+from faithfusion_studio.fusion.repairing import _clips, _with_context, repair_stage
+from faithfusion_studio.fusion.schedule import Stage
+from faithfusion_studio.information import recorded_fisher
+from faithfusion_studio.repair.refiner import RefinerRepairer
+from faithfusion_studio.repair.refiner_network import Refiner
 
 
 @pytest.mark.parametrize(
@@ -17,3 +25,37 @@ from faithfusion_studio.fusion.repairing import _clips
 )
 def test_no_clip_holds_two_cameras(names, window, clips):
     assert [(c.start, c.stop) for c in _clips(list(names), window)] == clips
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "seen"),
+    [
+        ("aaaaaaaaaa", (4, 6), (2, 7)),
+        ("aaaaaa", (0, 2), (0, 3)),
+        ("aaabbb", (2, 3), (0, 3)),
+        ("aaabbb", (3, 5), (3, 6)),
+    ],
+)
+def test_context_ends_where_the_camera_or_the_segment_ends(names, chosen, seen):
+    found = _with_context(list(names), range(*chosen), (2, 1))
+    assert (found.start, found.stop) == seen
+
+
+def test_windows_leave_no_seams():
+    """The attention over time has learned something, and every frame is what one long window makes of it."""
+    scene = replace(
+        tiny_world(), capture=tiny_capture(), metadata={"reconstruction": {"scale": 1.0}}
+    )
+    scene = replace(scene, fisher=recorded_fisher(scene))
+    torch.manual_seed(0)
+    network = Refiner().requires_grad_(False)
+    assert network.temporal is not None and network.temporal.amount.bias is not None
+    network.temporal.amount.bias.fill_(0.5)
+    made = []
+    for window, context in ((2, RefinerRepairer.info.context), (5, (0, 0)), (1, (0, 0))):
+        engine = RefinerRepairer(network)
+        engine.info = replace(engine.info, window=window, context=context)
+        frames = list(repair_stage(scene, Stage((1, 6), 1.0, eig_threshold=0.3), engine))
+        assert [frame.frame for frame in frames] == [1, 2, 3, 4, 5]
+        made.append(torch.stack([frame.repaired for frame in frames]))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

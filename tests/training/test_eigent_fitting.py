@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from clip_files import save_clips
 
 from faithfusion_studio import cli
 from faithfusion_studio.repair import eigent_network, load_eigent, load_refiner
@@ -27,7 +27,7 @@ from faithfusion_studio.training.eigent_fitting import (
     EigentFittingConfig,
     eigent_held_out_gain,
 )
-from faithfusion_studio.training.pairs import PairFile, TrainingError
+from faithfusion_studio.training.pairs import LAYOUT, PairFile, TrainingError
 
 TINY = EigentFittingConfig(
     steps=30, batch=2, crop=(16, 24), frames=3, rate=5e-3, warm_up=3, average=0.8, continued=0.5
@@ -49,9 +49,8 @@ def made_up(tmp_path_factory):
     degraded[:, :, GATE], degraded[:, :, BELIEF], degraded[:, :, SEEN] = 1.0, 0.3, 1.0
     degraded[:, :, EIG] *= 0.9
     truth = 0.1 * degraded[:, :, RENDER] + 0.9 * degraded[:, :, FUSED]
-    path = tmp_path_factory.mktemp("clips") / "clips-2-111.safetensors"
-    save_file({"degraded": degraded.half(), "truth": truth.half()}, path)
-    return PairFile(path), path
+    path = tmp_path_factory.mktemp("clips") / f"{LAYOUT}-111.safetensors"
+    return PairFile(save_clips(degraded, truth, path)), path
 
 
 def weights(network, part):
@@ -121,7 +120,7 @@ def test_the_command_trains_keeps_the_best_and_goes_on(made_up, monkeypatch, cap
     monkeypatch.setattr(train, "EIGENT_PRESETS", {"tiny": replace(TINY, steps=6)})
     monkeypatch.setattr(train, "VALIDATE_EVERY", 3)
     folder = made_up[1].parent
-    (folder / "clips-2-112.safetensors").write_bytes(made_up[1].read_bytes())
+    (folder / f"{LAYOUT}-112.safetensors").write_bytes(made_up[1].read_bytes())
     out = folder / "w.safetensors"
     words = ["train-eigent", str(out), "--seeds", "111:112", "--cache", str(folder)]
     assert cli.main([*words, "--validate", "111:113"]) == 2

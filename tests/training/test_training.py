@@ -6,21 +6,34 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from clip_files import save_clips, wall_views
+from wall_world import wall_camera
 
 from faithfusion_studio import cli
+from faithfusion_studio.metrics.temporal import flow_from_depth, warp_error
 from faithfusion_studio.repair.refiner_network import (
     BELIEF,
+    BEST,
     CHANNELS,
     EIG,
     FUSED,
     GATE,
+    INVERSE_DEPTH,
     RENDER,
+    SEEN,
 )
+from faithfusion_studio.repair.temporal_attention import View
 from faithfusion_studio.synthetic.raytrace import trace_view
 from faithfusion_studio.synthetic.recording import RecordingConfig, drive, record
 from faithfusion_studio.synthetic.street import StreetConfig, build_street
-from faithfusion_studio.training.fitting import Fitting, FittingConfig, held_out_gain
+from faithfusion_studio.training.fitting import (
+    Fitting,
+    FittingConfig,
+    flicker,
+    held_out_gain,
+    mirror,
+    refined_clip,
+)
 from faithfusion_studio.training.loop import vary
 from faithfusion_studio.training.pairs import (
     MIX,
@@ -33,7 +46,9 @@ from faithfusion_studio.training.pairs import (
     without_quadrant,
 )
 
-TINY = FittingConfig(steps=40, batch=2, crop=(32, 48), rate=3e-3, warm_up=5, average=0.8)
+TINY = FittingConfig(
+    steps=40, batch=2, crop=(32, 48), rate=3e-3, warm_up=5, average=0.8, temporal_share=0.0
+)
 
 
 def tiny_recipe(seed):
@@ -57,8 +72,22 @@ def made_up(tmp_path_factory):
     degraded[:, :, GATE], degraded[:, :, BELIEF] = 1.0, 0.3
     truth = 0.1 * degraded[:, :, RENDER] + 0.9 * degraded[:, :, FUSED]
     path = tmp_path_factory.mktemp("made_up") / "pairs.safetensors"
-    save_file({"degraded": degraded.half(), "truth": truth.half()}, path)
-    return PairFile(path)
+    return PairFile(save_clips(degraded, truth, path))
+
+
+@pytest.fixture(scope="module")
+def flickering(tmp_path_factory):
+    """A clip of a wall whose warps jump in brightness from frame to frame."""
+    _, colors, depth = wall_views(6, (48, 36))
+    degraded = torch.rand(1, 6, CHANNELS, 36, 48, generator=torch.Generator().manual_seed(2))
+    jumps = 0.1 * torch.tensor([1.0, -1, 0.5, 1, -1, -0.5])[:, None, None, None]
+    degraded[0, :, RENDER] = degraded[0, :, FUSED] = degraded[0, :, BEST] = (colors + jumps).clamp(
+        0, 1
+    )
+    degraded[:, :, GATE], degraded[:, :, BELIEF], degraded[:, :, SEEN] = 1.0, 1.0, 1.0
+    degraded[0, :, INVERSE_DEPTH] = 2 / depth
+    path = tmp_path_factory.mktemp("flickering") / "pairs.safetensors"
+    return PairFile(save_clips(degraded, colors[None], path))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +188,90 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(made_up, tmp_path):
         assert torch.equal(second.averaged.state_dict()[name], value), name
 
 
+def test_attention_over_time_learns_last_and_alone(flickering, tmp_path):
+    """From the averaged weights of the first stage, which stay; an interrupted second stage goes on."""
+    config = replace(TINY, steps=10, temporal_share=0.4, frames=3, clip_crop=(24, 32))
+    first, second = Fitting([flickering], config), Fitting([flickering], config)
+    assert first.alone_steps == 6
+    fresh = {k: v.clone() for k, v in first.network.temporal.state_dict().items()}
+    run = first.run()
+    for _ in range(6):
+        next(run)
+    for name, value in first.network.temporal.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+    alone = {k: v.clone() for k, v in first.averaged.alone_weights().items()}
+    next(run)
+    first.save(tmp_path / "c.safetensors")
+    second.resume(tmp_path / "c.safetensors")
+    for one in (run, second.run()):
+        for _ in one:
+            pass
+    for network in (first.network, first.averaged):
+        for name, value in network.alone_weights().items():
+            assert torch.allclose(value, alone[name], atol=1e-6), name
+    assert float(first.network.temporal.amount.weight.detach().abs().max()) > 0
+    for name, value in first.averaged.state_dict().items():
+        assert torch.equal(second.averaged.state_dict()[name], value), name
+
+
+def test_attention_over_time_learns_to_steady(flickering):
+    """Frames whose brightness jumps around the truth become steadier and truer than each alone."""
+    config = replace(TINY, steps=30, temporal_share=1.0, rate=1e-2, clip_crop=(36, 48), frames=6)
+    fitting = Fitting([flickering], config)
+    for _ in fitting.run():
+        pass
+    pair = flickering.whole(0)
+    degraded = pair.degraded.float()
+    clip = View(*(part[None] for part in pair.view))
+    network = fitting.averaged
+    steady = torch.cat([r.rgb for r in refined_clip(network, degraded, pair.view)]).detach()
+    alone = network(degraded).rgb.detach()
+    before, after = (
+        float(flicker(x[None], pair.depth.float()[None], clip)) for x in (alone, steady)
+    )
+    assert after < 0.8 * before
+    assert float((steady - pair.truth).square().mean()) < float(
+        (alone - pair.truth).square().mean()
+    )
+    gain = held_out_gain(network, flickering)
+    assert gain[1] > gain[0] + 0.2
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_flicker_is_the_warp_error_of_the_metric(mirrored):
+    view, colors, depth = wall_views(3, (48, 36))
+    depth = depth.clone()
+    depth[:, :5] = 0.0
+    cameras = [wall_camera(float(t), 1.0, (48, 36), 0.0) for t in range(3)]
+    noisy = (colors + 0.1 * torch.rand(colors.shape)).clamp(0, 1)
+    images = noisy.permute(0, 2, 3, 1)
+    flows = [
+        flow_from_depth(depth[t], cameras[t], cameras[t + 1], depth[t + 1], tolerance=0.05)
+        for t in range(2)
+    ]
+    expected = [warp_error(images[t], images[t + 1], flow) for t, flow in enumerate(flows)]
+    weights = [flow.valid.sum() for flow in flows]
+    mean = sum(float(w) * e.l1 for w, e in zip(weights, expected, strict=True)) / float(
+        sum(weights)
+    )
+    shown = noisy
+    if mirrored:
+        view = View(mirror(48) @ view.intrinsics, view.camtoworld)
+        shown, depth = noisy.flip(-1), depth.flip(-1)
+    clip = View(*(part[None] for part in view))
+    assert float(flicker(shown[None], depth[None], clip)) == pytest.approx(mean, rel=1e-3)
+
+
+def test_crops_keep_their_cameras(flickering):
+    """A pixel of a crop looks along the ray of the pixel of the whole."""
+    whole, part = flickering.whole(0), flickering.crop(0, 5, 7, 16, 24, slice(2, 4))
+    assert torch.equal(part.view.camtoworld, whole.view.camtoworld[2:4])
+    assert torch.equal(part.depth, whole.depth[2:4, 5:21, 7:31])
+    point = torch.tensor([[1.0], [2.0], [9.0]]).double()
+    moved = whole.view.intrinsics[2:4] @ point - part.view.intrinsics @ point
+    assert torch.allclose(moved[..., 0] / 9, torch.tensor([[7.0, 5.0, 0.0]] * 2).double())
+
+
 def test_a_checkpoint_of_other_settings_or_damaged_is_refused(made_up, tmp_path):
     path = tmp_path / "c.safetensors"
     Fitting([made_up], TINY).save(path)
@@ -189,7 +302,7 @@ def test_variations_keep_pair_and_truth_together(made_up):
     degraded, truth = pair.degraded.float(), pair.truth.float()
     degraded[:, FUSED] = truth
     before = degraded[:, EIG].clone()
-    changed, moved = vary(degraded.clone(), truth.clone(), np.random.default_rng(2))
+    changed, moved, _ = vary(degraded.clone(), truth.clone(), np.random.default_rng(2))
     assert torch.allclose(changed[:, FUSED], moved, atol=1e-6)
     assert not torch.allclose(changed[:, FUSED], truth)
     assert torch.allclose(changed[:, EIG].sort(-1).values, before.sort(-1).values)
@@ -200,7 +313,8 @@ def test_the_command_trains_and_goes_on(cache, tmp_path, monkeypatch, capsys):
     from faithfusion_studio.repair import load_refiner
 
     monkeypatch.setattr(train, "street_recipe", tiny_recipe)
-    presets = {"S": replace(TINY, steps=6), "M": replace(TINY, size="M")}
+    short = replace(TINY, steps=6, temporal_share=0.5, clip_crop=(32, 48))
+    presets = {"S": short, "M": replace(short, size="M")}
     monkeypatch.setattr(train, "PRESETS", presets)
     out = tmp_path / "w.safetensors"
     shutil.copy(cache, tmp_path)
@@ -224,6 +338,7 @@ def test_the_command_trains_and_goes_on(cache, tmp_path, monkeypatch, capsys):
         (["w.safetensors", "--seeds", "5"], "expected A:B"),
         (["w.pt"], "ending in .safetensors"),
         (["w.safetensors", "--steps", "0"], "--steps"),
+        (["w.safetensors", "--temporal-share", "1.5"], "expected 0 to 1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(words, sentence, capsys, tmp_path, monkeypatch):
