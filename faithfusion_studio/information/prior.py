@@ -95,12 +95,16 @@ def chain_view(scene: Scene, camera: Camera, view: RasterizedView) -> ChainView:
     """The Gaussians a rasterised view drew, with the rows of the scene they belong to."""
     world = view.world
     g = world.gaussians
-    rotations = None
+    rotations = turning = None
     if scene.nodes:
         poses = [node.pose_at(camera.time) for node in scene.nodes]
         eye = torch.eye(4, dtype=torch.float64)
         stacked = torch.stack([eye if pose is None else pose.to(eye) for pose in poses])
         rotations = stacked[:, :3, :3].to(g.means)
+        turns = torch.tensor([node.turns_colors for node in scene.nodes], device=rotations.device)
+        if g.sh_degree > 0 and bool(turns.any()):
+            still = torch.eye(3, device=rotations.device, dtype=rotations.dtype)
+            turning = torch.where(turns[:, None, None], rotations, still)
     return ChainView(
         means=g.means.detach(),
         quats=g.quats.detach(),
@@ -116,4 +120,5 @@ def chain_view(scene: Scene, camera: Camera, view: RasterizedView) -> ChainView:
         rows=world.rows,
         nodes=None if rotations is None else world.node_index,
         node_rotations=rotations,
+        color_rotations=turning,
     )

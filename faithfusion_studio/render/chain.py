@@ -59,6 +59,9 @@ class ChainView:
     """Moving object of each Gaussian, -1 for none; None when nothing moves."""
     node_rotations: Float[Tensor, "M 3 3"] | None = None
     """Rotation object -> world per object: means of objects are parameters in the object's frame."""
+    color_rotations: Float[Tensor, "M 3 3"] | None = None
+    """The same for objects whose view-dependent colour turns with them, the identity for the others: the higher SH
+    coefficients are parameters in these axes, though `shN` is in those of the world. None where nothing turns."""
 
     @property
     def evidence_rows(self) -> Int[Tensor, "V"]:
@@ -228,7 +231,10 @@ def _chunks(view: ChainView) -> Iterator[ChainView]:
 def chain_matrices(
     view: ChainView,
 ) -> tuple[Float[Tensor, "V 9 13"], Float[Tensor, "V K"], Float[Tensor, "V 3"]]:
-    """A of every visible Gaussian, the SH basis at its direction, and 1 where a colour is not clamped."""
+    """A of every visible Gaussian, the SH basis at its direction, and 1 where a colour is not clamped.
+
+    The basis is in the axes in which the higher SH coefficients are parameters.
+    """
     index = view.visible
     m, scales, sh = view.means[index], view.scales[index], torch.cat([view.sh0, view.shN], 1)[index]
     W = view.viewmat[:3, :3].to(m)
@@ -242,13 +248,24 @@ def chain_matrices(
     A[:, 6:, :3] = colour
     A[:, 6:, 10:] = torch.diag_embed(SH_C0 * lit)
     if view.nodes is not None and view.node_rotations is not None:
-        node = view.nodes[index].long()
-        eye = torch.eye(3, dtype=m.dtype, device=m.device).expand(len(node), 3, 3)
-        rotation = torch.where(
-            (node >= 0)[:, None, None], view.node_rotations.to(m)[node.clamp(min=0)], eye
-        )
-        A[:, :, :3] = A[:, :, :3] @ rotation
+        A[:, :, :3] = A[:, :, :3] @ _rotations(view.nodes[index], view.node_rotations.to(m))
+        if view.color_rotations is not None:
+            turn = _rotations(view.nodes[index], view.color_rotations.to(m))
+            seen = torch.nn.functional.normalize(m - _centre(view, m), dim=-1)
+            basis = sh_basis(view.sh_degree, (seen[:, None] @ turn)[:, 0])
     return A, basis, lit
+
+
+def _rotations(node: Tensor, rotations: Tensor) -> Tensor:
+    """Of each Gaussian's object to the world [V, 3, 3]; the identity for the background."""
+    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+    moving = (node >= 0)[:, None, None]
+    return torch.where(moving, rotations[node.long().clamp(min=0)], eye)
+
+
+def _centre(view: ChainView, m: Tensor) -> Tensor:
+    """Where the camera is, world."""
+    return -view.viewmat[:3, :3].to(m).T @ view.viewmat[:3, 3].to(m)
 
 
 def _clamped(view: ChainView, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -306,7 +323,7 @@ def _mean_rows(view: ChainView, t: Tensor, body: Tensor, scales: Tensor) -> Tens
 
 
 def _colour_rows(view: ChainView, m: Tensor, sh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    centre = -view.viewmat[:3, :3].to(m).T @ view.viewmat[:3, 3].to(m)
+    centre = _centre(view, m)
     with torch.enable_grad():
         at = m.detach().clone().requires_grad_(True)
         colour = eval_sh(view.sh_degree, sh.detach(), at - centre) + 0.5 + 0 * at
@@ -352,4 +369,5 @@ def _arguments(view: ChainView) -> tuple:
         _plain(view.K),
         view.width,
         view.height,
+        None if view.color_rotations is None else _plain(view.color_rotations),
     )

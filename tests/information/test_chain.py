@@ -117,6 +117,16 @@ def test_evidence_rows_and_moving_objects_are_followed() -> None:
     scale = expected.abs().amax(1, keepdim=True)
     torch.testing.assert_close(blocks[rows].double() / scale, expected / scale, rtol=0, atol=1e-5)
     assert (blocks[:3] == 0).all()
+    turned = _view(scene, views[0], torch.float32, **more, color_rotations=turn)
+    more_sh = torch.zeros_like(sh)
+    add_fisher(turned, S, torch.zeros_like(blocks), more_sh)
+    _, basis, lit = chain_matrices(turned)  # the compiled core and the torch formulas agree
+    colour = torch.diagonal(unpack(S, 9), dim1=1, dim2=2)[turned.visible, 6:] * lit
+    by_hand = basis[:, 1:, None] ** 2 * colour[:, None]
+    torch.testing.assert_close(more_sh[rows[turned.visible]], by_hand, rtol=1e-3, atol=1e-5)
+    still = nodes < 0
+    torch.testing.assert_close(more_sh[rows[still]], sh[rows[still]])
+    assert not torch.allclose(more_sh[rows[~still]], sh[rows[~still]], rtol=1e-2)
     torch.testing.assert_close(
         chain_matrices(_view(scene, views[0], **more))[0], A, rtol=1e-6, atol=1e-6
     )

@@ -211,6 +211,42 @@ def test_evidence_of_a_moving_object_follows_it() -> None:
         torch.testing.assert_close(part / scale, expected / scale, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("turns", [True, False])
+def test_an_object_whose_colours_turn_is_known_as_if_it_stood_still(turns: bool) -> None:
+    # World and camera turned back together: the object stands, the cameras move around it.
+    gaussians = random_gaussians(6, 3, 4)
+    gaussians = replace(gaussians, means=gaussians.means - torch.tensor([4.0, 0, 0]))
+    poses = torch.eye(4).double().repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.tensor([4.0, 4.3, 4.1])
+    wxyz = torch.tensor([[0.9, 0.1, 0.2, -0.4], [0.8, -0.1, 0.1, 0.6], [0.7, 0.0, 0.1, 0.7]])
+    poses[:, :3, :3] = quat_to_rotmat((wxyz / wxyz.norm(dim=1, keepdim=True)).double())
+    times = torch.tensor([0.0, 1.0, 2.0]).double()
+    seen = torch.ones(3, dtype=torch.bool)
+    node = RigidNode("car", gaussians, poses, times, seen, torch.ones(3), turns_colors=turns)
+    scene = Scene(gaussians.select(torch.zeros(0, dtype=torch.long)), (node,))
+    still = Scene(gaussians)
+    cameras = [camera_at(0.1, 0.2, 0.0, 0.0), camera_at(0.0, -0.3, 0.2, 1.0)]
+    novel = camera_at(0.2, 0.1, -0.1, 2.0)
+    around = [
+        camera.moved(torch.linalg.inv(pose) @ camera.camtoworld)
+        for camera, pose in zip([*cameras, novel], poses, strict=True)
+    ]
+    moving, resting = evidence(scene, cameras), evidence(still, around[:2])
+    # What lies behind them does not turn along.
+    moving, resting = replace(moving, sky=None), replace(resting, sky=None)
+    same = torch.allclose(moving.sh, resting.sh, rtol=1e-3, atol=1e-3 * float(resting.sh.max()))
+    assert same == turns
+    if not turns:  # kept in world axes: the picture itself is another one
+        return
+    blocks = resting.blocks.abs().amax(1, keepdim=True).clamp(min=1e-6)
+    torch.testing.assert_close(moving.blocks / blocks, resting.blocks / blocks, rtol=0, atol=3e-4)
+    for form in ("block", "trace", "diagonal"):
+        got = eig_map(scene, novel, fisher=moving, form=form).eig
+        expected = eig_map(still, around[2], fisher=resting, form=form).eig
+        assert float(expected.max()) > 0.1
+        torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-4)
+
+
 def test_missing_and_stale_evidence_say_what_to_do() -> None:
     scene = tiny_scene()
     with pytest.raises(MissingFisherError, match="compute the evidence"):

@@ -47,7 +47,8 @@ auto optional(const nb::handle& o) -> decltype(std::declval<T>().data()) {
     return o.is_none() ? nullptr : nb::cast<T>(o).data();
 }
 
-// (means, quats, scales, sh0, bands, sh_degree, visible, rows, nodes, node_rotations, viewmat, K, width, height)
+// (means, quats, scales, sh0, bands, sh_degree, visible, rows, nodes, node_rotations, viewmat, K, width, height,
+// color_rotations)
 ChainView make_view(const nb::tuple& t) {
     ChainView v;
     v.means = nb::cast<Input>(t[0]).data();
@@ -64,6 +65,7 @@ ChainView make_view(const nb::tuple& t) {
     v.rows = optional<Index>(t[7]);
     v.nodes = optional<Index>(t[8]);
     v.node_rotations = optional<Input>(t[9]);
+    v.color_rotations = optional<Input>(t[14]);
     Options o{};
     o.width = nb::cast<int>(t[12]);
     o.height = nb::cast<int>(t[13]);

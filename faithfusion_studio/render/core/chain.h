@@ -18,6 +18,7 @@ struct ChainView {   // Gaussians in world axes as one camera sees them
     const int32_t* rows;             // [n] row in the evidence of each Gaussian, or null: the same
     const int32_t* nodes;            // [n] moving object of each Gaussian or -1, or null
     const float* node_rotations;     // [nodes, 3, 3] node -> world
+    const float* color_rotations;    // [nodes, 3, 3] the same where the SH bands are kept in the node's axes, else the identity; or null
     Camera cam;
 };
 

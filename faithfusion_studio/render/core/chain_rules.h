@@ -19,7 +19,7 @@ constexpr int upper(int a, int b, int n) { return a <= b ? a * n - a * (a - 1) /
 
 struct Chain {
     F A[kRecord][kParameters];   // entries outside kSupport are never read
-    F basis[16];
+    F basis[16];                 // of the direction in the axes the SH bands are kept in
     F lit[3];                    // 1 where the colour is not clamped at 0
 };
 
@@ -93,22 +93,39 @@ FF_INLINE void mean_chain(const Camera& cam, const Geometry& g, Chain& out) {
             out.A[r][k] = in_camera[r][0] * F(cam.R[k]) + in_camera[r][1] * F(cam.R[3 + k]) + in_camera[r][2] * F(cam.R[6 + k]);
 }
 
-// Means of moving objects are stored in the frame of the object.
-FF_INLINE void into_nodes(const ChainView& view, const int32_t* index, Chain& out) {
+// Rotations node -> world of sixteen Gaussians, the identity for the background; false where all are of the background.
+FF_INLINE bool take_rotations(const ChainView& view, const float* rotations, const int32_t* index, float (*out)[16]) {
     bool moving = false;
-    alignas(64) float rotation[9][16];
     for (int l = 0; l < 16; l++) {
         const int32_t node = view.nodes[index[l]];
         moving |= node >= 0;
-        for (int k = 0; k < 9; k++) rotation[k][l] = node >= 0 ? view.node_rotations[9 * node + k] : (k % 4 == 0 ? 1.0f : 0.0f);
+        for (int k = 0; k < 9; k++) out[k][l] = node >= 0 ? rotations[9 * node + k] : (k % 4 == 0 ? 1.0f : 0.0f);
     }
-    if (!moving) return;
+    return moving;
+}
+
+// Means of moving objects are stored in the frame of the object.
+FF_INLINE void into_nodes(const ChainView& view, const int32_t* index, Chain& out) {
+    alignas(64) float rotation[9][16];
+    if (!take_rotations(view, view.node_rotations, index, rotation)) return;
     for (int r = 0; r < kRecord; r++) {
         if (r == 5) continue;
         F row[3] = {out.A[r][0], out.A[r][1], out.A[r][2]};
         for (int k = 0; k < 3; k++)
             out.A[r][k] = row[0] * load(rotation[k]) + row[1] * load(rotation[3 + k]) + row[2] * load(rotation[6 + k]);
     }
+}
+
+// So are the SH bands of objects whose colours turn with them: the basis of the evidence is that of the object's axes.
+FF_INLINE void turn_basis(const ChainView& view, const Geometry& g, const int32_t* index, Chain& out) {
+    alignas(64) float rotation[9][16];
+    if (!take_rotations(view, view.color_rotations, index, rotation)) return;
+    F v[3], n[3];
+    for (int k = 0; k < 3; k++) v[k] = g.m[k] - F(view.cam.origin[k]);
+    F inverse = F(1.0f) / sqrt(max(v[0] * v[0] + v[1] * v[1] + v[2] * v[2], F(1e-24f)));
+    for (int k = 0; k < 3; k++)
+        n[k] = (v[0] * load(rotation[k]) + v[1] * load(rotation[3 + k]) + v[2] * load(rotation[6 + k])) * inverse;
+    sh_basis(view.sh_degree, n[0], n[1], n[2], out.basis);
 }
 
 FF_INLINE void make_chain(const ChainView& view, const int32_t* index, Chain& out) {
@@ -124,6 +141,7 @@ FF_INLINE void make_chain(const ChainView& view, const int32_t* index, Chain& ou
     color_chain(view, g, index, out);
     out.A[5][9] = F(1.0f);
     if (view.nodes) into_nodes(view, index, out);
+    if (view.color_rotations) turn_basis(view, g, index, out);
 }
 
 // Gaussians and evidence rows of up to sixteen Gaussians; missing lanes repeat the last one.
