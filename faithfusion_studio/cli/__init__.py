@@ -22,9 +22,9 @@ from faithfusion_studio.cli.arguments import COMMANDS as OTHER_COMMANDS
 from faithfusion_studio.cli.box_arguments import Boxes
 from faithfusion_studio.cli.console import Terminated, say, terminable
 from faithfusion_studio.cli.edit_arguments import Edit
+from faithfusion_studio.cli.training_arguments import TRAINING
 from faithfusion_studio.errors import StudioError
 
-COMMANDS = {**OTHER_COMMANDS, "edit": Edit, "boxes": Boxes}
 HOMES = {
     "view": "view",
     "reconstruct": "learn",
@@ -46,6 +46,8 @@ HOMES = {
     "bench": "make",
 }
 """The module of each command; imported when it runs."""
+_ARGUMENTS = {**OTHER_COMMANDS, **TRAINING, "edit": Edit, "boxes": Boxes}
+COMMANDS = {name: _ARGUMENTS[name] for name in HOMES}
 
 DESCRIPTION = (
     "See per pixel where a 3D Gaussian driving scene can be trusted, repair it from beside the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from faithfusion_studio.cli import arguments as a
+from faithfusion_studio.cli import training_arguments as a
 from faithfusion_studio.cli.console import ProgressLine, duration, interruptible, say
 from faithfusion_studio.cli.inputs import CommandLineError, parse_range, parse_size
 from faithfusion_studio.cli.learn import select_frames

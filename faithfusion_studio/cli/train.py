@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from faithfusion_studio.cli import arguments as a
+from faithfusion_studio.cli import training_arguments as a
 from faithfusion_studio.cli.console import Interruption, ProgressLine, duration, interruptible, say
 from faithfusion_studio.cli.inputs import CommandLineError, output_folder
 from faithfusion_studio.cli.running import Result, chosen_device
