@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from faithfusion_studio.annotating.refining import refined
 from faithfusion_studio.boxes import BoxTrack, box_mask, inside_box, tracks_mask
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.scene import Capture, PointCloud, PosedImage, Scene
@@ -83,6 +84,14 @@ def movers(capture: Capture, distance: float = MOVING) -> Movers:
     moving = [track for track in capture.boxes if track.travel > distance]
     soft = tuple(track for track in moving if track.category.lower() in SOFT)
     return Movers(tuple(track for track in moving if track not in soft), soft)
+
+
+def registered_movers(
+    capture: Capture, found: Movers, bounds: tuple[float, float, float]
+) -> Movers:
+    """Rigid movers with poses that agree with the laser sweeps; see `annotating.refining.refined`."""
+    rigid = tuple(refined(capture, track, bounds=bounds) for track in found.rigid)
+    return replace(found, rigid=rigid)
 
 
 def without_movers(capture: Capture, found: Movers) -> Capture:

@@ -25,7 +25,13 @@ from faithfusion_studio.fusion.initialize import (
 )
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import SparseDepth, TrainingView
-from faithfusion_studio.fusion.moving import Movers, measured_inside, movers, without_movers
+from faithfusion_studio.fusion.moving import (
+    Movers,
+    measured_inside,
+    movers,
+    registered_movers,
+    without_movers,
+)
 from faithfusion_studio.fusion.node_seeds import completed, initial_node
 from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
 from faithfusion_studio.nodes import RigidNode
@@ -109,6 +115,9 @@ class Reconstruction:
         self._views: dict[tuple[int, float], _StoredView] = {}
         self._steps_done, self._seconds = 0, 0.0
         self._movers = movers(capture) if config.nodes else Movers()
+        if config.poses.laser:
+            x, y, *_, turn = config.poses.bounds
+            self._movers = registered_movers(capture, self._movers, (x, y, turn))
         self._still = without_movers(capture, self._movers)
         self._ground = fit_ground(self._still, camera_height(self._still))
         self._first_sky = initial_sky(capture.select(self.training), config.sky_resolution)

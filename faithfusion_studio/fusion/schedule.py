@@ -77,6 +77,8 @@ class PoseRates:
     """Adam's step over the bound; decays to a tenth; 0 leaves the poses as annotated."""
     bounds: tuple[float, float, float, float, float, float] = (0.5, 0.5, 0.15, 0.03, 0.03, 0.12)
     """Largest correction along x, y, z (m) and about them (rad)."""
+    laser: bool = True
+    """Where there are laser sweeps, first register the points of each vehicle between them, within the same bounds."""
 
 
 @dataclass(frozen=True)

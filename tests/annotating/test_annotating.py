@@ -17,6 +17,7 @@ from faithfusion_studio.annotating import (
     place_at,
     sweep_near,
 )
+from faithfusion_studio.annotating.refining import refined
 from faithfusion_studio.boxes import inside_box
 
 TIMES = [round(0.2 * i, 3) for i in range(12)]
@@ -254,3 +255,34 @@ def test_following_an_empty_box_is_refused(capture):
     late = Annotation("x", "car", torch.tensor([4.0, 2, 1.5]), (Keyframe(0.1, pose_of(20, 7, 0)),))
     with pytest.raises(AnnotationError, match="none of its key times"):
         finished(follow(capture, late))
+
+
+# ----------------------------------------------------------------------------------------- refining
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_track_that_is_off_in_turn_comes_back_to_itself(capture, axis):
+    """0.3 m forwards and backwards (or left and right) in turn; what is left is under 6 cm at every time."""
+    for true in TRACKS:
+        poses = true.poses.clone()
+        wave = 0.3 * torch.cos(math.pi * torch.arange(len(poses)).double())
+        poses[:, :3, 3] += wave[:, None] * poses[:, :3, axis]
+        found = refined(capture, replace(true, poses=poses))
+        left = [errors(a, b)[0] for a, b in zip(found.poses, true.poses, strict=True)]
+        assert sorted(left)[len(left) // 2] < 0.06 and max(left) < 0.2
+        assert torch.equal(found.timestamps, true.timestamps)
+
+
+def test_what_the_laser_cannot_tell_stays_as_it_was(capture):
+    true = TRACKS[0]
+    assert refined(replace(capture, lidar=()), true) is true
+    followed = replace(true, by_hand=torch.tensor([True] + [False] * (len(TIMES) - 1)))
+    assert refined(capture, followed) is followed
+    aside = true.poses.clone()
+    aside[:, 1, 3] += 40
+    elsewhere = replace(true, poses=aside)
+    assert refined(capture, elsewhere) is elsewhere
+    right = refined(capture, true)
+    assert all(errors(a, b)[0] < 0.06 for a, b in zip(right.poses, true.poses, strict=True))
+    bound = refined(capture, true, bounds=(0.0, 0.0, 0.0))
+    assert all(errors(a, b)[0] < 1e-6 for a, b in zip(bound.poses, true.poses, strict=True))
