@@ -28,6 +28,7 @@ from faithfusion_studio.annotating.registration import (
 )
 from faithfusion_studio.annotating.sweeps import Ground, ground_of, raw_sweep_near, standing
 from faithfusion_studio.annotation import SAME_TIME, Annotation, AnnotationError, Keyframe
+from faithfusion_studio.boxes import BoxTrack
 from faithfusion_studio.scene import Capture
 
 FASTEST = 20.0
@@ -48,6 +49,10 @@ FADED = 0.25
 """As many points must match, as a share of those in the box of the sweep beside."""
 PATIENCE = 2
 """Sweeps without support that are bridged."""
+SLIP = (0.05, 0.01)
+"""What drives goes where its front points: its speed across over that along, at most, for a heading found or known."""
+KNOWN = 0.015
+"""Standard deviation of headings that are given, rad."""
 GATHER = 0.1
 """Points this far outside of the box are still gathered, m."""
 THIN = 0.06
@@ -96,7 +101,7 @@ def _thinned(points: np.ndarray, kept: int = KEPT) -> np.ndarray:
 
 
 def follow(
-    capture: Capture, annotation: Annotation
+    capture: Capture, annotation: Annotation, *, headings: BoxTrack | None = None
 ) -> Generator[tuple[int, int], None, Annotation]:
     """Find an annotated object at the times of the sweeps around its key frames.
 
@@ -106,6 +111,7 @@ def follow(
         capture: With one laser sweep per time.
         annotation: With key frames placed by hand; those found before are found anew. Where none was
             placed by hand, the first counts as placed.
+        headings: The object's headings where they are roughly known, to about a degree.
 
     Returns:
         The annotation with a key frame at each time at which the object was found. Those placed by hand are as they were.
@@ -114,7 +120,7 @@ def follow(
         AnnotationError: No sweeps, or too few points in the box at every key frame.
     """
     raw_sweep_near(capture, 0.0)
-    work = _Following(capture, annotation)
+    work = _Following(capture, annotation, headings)
     total = len(work.times) * (1 + ROUNDS)
     done = 0
     for _ in work.trace():
@@ -131,8 +137,10 @@ def follow(
 class _Following:
     """Poses by sweep, the object's points of each, and who placed it."""
 
-    def __init__(self, capture: Capture, annotation: Annotation) -> None:
-        self._capture, self._given = capture, annotation
+    def __init__(
+        self, capture: Capture, annotation: Annotation, headings: BoxTrack | None = None
+    ) -> None:
+        self._capture, self._given, self._headings = capture, annotation, headings
         self.times = [time for time, _ in capture.sweeps]
         self._size = annotation.size.numpy().astype(np.float64)
         self._sweeps: dict[int, _Sweep] = {}
@@ -246,7 +254,8 @@ class _Following:
             speed = (steps * spans[:, None]).sum(0) / (spans**2).sum()
             # What hardly moves does not turn: the turn per metre is what goes on.
             bend = (steps[:, 2] * steps[:, 0]).sum() / ((steps[:, 0] ** 2).sum() + ROOM**2)
-            return np.array([speed[0], speed[1], bend * speed[0]])
+            slip = SLIP[self._headings is not None] * abs(speed[0])
+            return np.array([speed[0], np.clip(speed[1], -slip, slip), bend * speed[0]])
         if len(self._hand.keyframes) < 2:
             return None
         side = [t for t in (time - 0.05, time + 0.05) if self._hand.pose_at(t) is not None]
@@ -261,7 +270,16 @@ class _Following:
         pose = prior.pose.copy()
         rise = self._sweep(index).height(pose) - self._sweep(last).height(self._poses[last])
         pose[2, 3] = self._poses[last][2, 3] + np.clip(rise, -0.1, 0.1)
-        return replace(prior, pose=pose)
+        return self._headed(index, replace(prior, pose=pose))
+
+    def _headed(self, index: int, prior: Prior) -> Prior:
+        """A prior with the heading that is known, where one is."""
+        known = None if self._headings is None else self._headings.pose_at(self.times[index])
+        if known is None:
+            return prior
+        pose = prior.pose.copy()
+        pose[:3, :3] = known[:3, :3].numpy()
+        return replace(prior, pose=pose, turn=KNOWN)
 
     def _cloud(self, index: int, known: list[int]) -> Cloud:
         """The object's points in the sweeps that one is registered to."""
@@ -291,7 +309,7 @@ class _Following:
         step = abs(self.times[index] - self.times[beside])
         smooth = self._smooth(index, found)
         travelled = abs(float(between(self._poses[beside], smooth)[0]))
-        prior = _prior(smooth, 0.5 * ACCELERATION * step**2, travelled)
+        prior = self._headed(index, _prior(smooth, 0.5 * ACCELERATION * step**2, travelled))
         points = _thinned(self._sweep(index).near(pose, self._size, 0.4))
         if len(points) < LEAST or len(cloud.points) < LEAST:
             return

@@ -18,7 +18,7 @@ from faithfusion_studio.annotation import Annotation, AnnotationError, Keyframe
 from faithfusion_studio.boxes import BoxTrack, inside_box
 from faithfusion_studio.scene import Capture
 
-FEWEST = 40
+FEWEST = 30
 """A sweep shows enough of an object to start from with so many points in its box."""
 FLOOR = 0.12
 """Points this close to the bottom of a box are road, m."""
@@ -43,7 +43,9 @@ def refined(
         return track
     part = _while_there(capture, track)
     counts = [
-        0 if pose is None else int(inside_box(scan, pose, track.size, floor=FLOOR).sum())
+        0
+        if pose is None
+        else int(inside_box(scan, pose, track.size, margin=0.2, floor=FLOOR).sum())
         for time, scan in part.sweeps
         for pose in [track.pose_at(time)]
     ]
@@ -56,7 +58,7 @@ def refined(
         track.name, track.category, track.size.to(torch.float32), (Keyframe(time, pose),)
     )
     try:
-        found = _finished(part, start)
+        found = _finished(part, start, track)
     except AnnotationError:
         return track
     return _onto(track, found, bounds)
@@ -68,8 +70,8 @@ def _while_there(capture: Capture, track: BoxTrack) -> Capture:
     return capture.select([i for i, time in enumerate(times) if track.pose_at(time) is not None])
 
 
-def _finished(capture: Capture, annotation: Annotation) -> Annotation:
-    work = follow(capture, annotation)
+def _finished(capture: Capture, annotation: Annotation, track: BoxTrack) -> Annotation:
+    work = follow(capture, annotation, headings=track)
     while True:
         try:
             next(work)
