@@ -229,16 +229,31 @@ class RecordedReferences:
         Raises:
             TrajectoryError: A frame was chosen that was not recorded.
         """
+        wanted = self._wanted(cameras, chosen)
+        for index in wanted:
+            self._cache[index] = self._cache.pop(index, None) or self._load(index)
+        for index in list(self._cache)[: -max(self.KEPT, len(wanted))]:
+            del self._cache[index]
+        return tuple(self._cache[index] for index in wanted)
+
+    def loading(self, cameras: Sequence[Camera], chosen: Sequence[int] = ()) -> Iterator[None]:
+        """Load what `around` will return, one frame per step."""
+        for index in self._wanted(cameras, chosen):
+            if index not in self._cache:
+                with torch.no_grad():
+                    self._cache[index] = self._load(index)
+                yield
+
+    def _wanted(self, cameras: Sequence[Camera], chosen: Sequence[int]) -> dict[int, None]:
         from faithfusion_studio.repair import select_references
 
         assert self._scene.capture is not None
         if chosen:
-            return self._loaded(dict.fromkeys(self._existing(chosen)))
+            return dict.fromkeys(self._existing(chosen))
         candidates = self._scene.capture.trajectory.cameras
-        wanted = dict.fromkeys(
+        return dict.fromkeys(
             index for camera in cameras for index in select_references(camera, candidates)
         )
-        return self._loaded(wanted)
 
     def _existing(self, chosen: Sequence[int]) -> Sequence[int]:
         assert self._scene.capture is not None
@@ -249,13 +264,6 @@ class RecordedReferences:
                 f"reference {unknown[0]} is no recorded frame; choose from 0 to {count - 1}."
             )
         return chosen
-
-    def _loaded(self, wanted: dict[int, None]) -> tuple[Reference, ...]:
-        for index in wanted:
-            self._cache[index] = self._cache.pop(index, None) or self._load(index)
-        for index in list(self._cache)[: -max(self.KEPT, len(wanted))]:
-            del self._cache[index]
-        return tuple(self._cache[index] for index in wanted)
 
     def picture(self, index: int, width: int, height: int) -> Float32[Tensor, "height width 3"]:
         """A recorded image in the scene's own colours."""
@@ -378,6 +386,10 @@ def _repair_window(
     threshold = stage.eig_threshold if stage.gated else UNGATED
     info, (width, height) = repairer.info, (cameras[0].width, cameras[0].height)
     released = info.released_eig
+    if len(cameras) > 1:
+        # Of a long window the recorded frames are what takes long before the first frame is repaired.
+        for _ in references.loading(cameras, stage.references):
+            yield RepairStep(0, len(cameras), "loading recorded frames")
     batch = render_batch(
         scene, cameras, references, threshold, chosen=stage.references, released_eig=released
     )

@@ -6,9 +6,17 @@ import pytest
 import torch
 from fusion.worlds import tiny_capture, tiny_world
 
-from faithfusion_studio.fusion.repairing import _clips, _with_context, repair_stage
+from faithfusion_studio.fusion.repairing import (
+    RecordedReferences,
+    RepairedFrame,
+    _clips,
+    _with_context,
+    repair_stage,
+    repair_stage_steps,
+)
 from faithfusion_studio.fusion.schedule import Stage
 from faithfusion_studio.information import recorded_fisher
+from faithfusion_studio.repair.base import RepairStep
 from faithfusion_studio.repair.refiner import RefinerRepairer
 from faithfusion_studio.repair.refiner_network import Refiner
 
@@ -41,12 +49,31 @@ def test_context_ends_where_the_camera_or_the_segment_ends(names, chosen, seen):
     assert (found.start, found.stop) == seen
 
 
-def test_windows_leave_no_seams():
-    """The attention over time has learned something, and every frame is what one long window makes of it."""
-    scene = replace(
+@pytest.fixture(scope="module")
+def scene():
+    world = replace(
         tiny_world(), capture=tiny_capture(), metadata={"reconstruction": {"scale": 1.0}}
     )
-    scene = replace(scene, fisher=recorded_fisher(scene))
+    return replace(world, fisher=recorded_fisher(world))
+
+
+def test_a_long_window_can_be_stopped_while_recorded_frames_are_loaded(scene, monkeypatch):
+    loaded, load = [], RecordedReferences._load
+    monkeypatch.setattr(
+        RecordedReferences, "_load", lambda self, i: (loaded.append(i), load(self, i))[1]
+    )
+    work = repair_stage_steps(scene, Stage((1, 6), 1.0, eig_threshold=0.3), RefinerRepairer())
+    first = next(work)
+    assert isinstance(first, RepairStep) and first.what == "loading recorded frames"
+    assert len(loaded) == 1
+    rest = list(work)
+    frames = [item.frame for item in rest if isinstance(item, RepairedFrame)]
+    assert frames == [1, 2, 3, 4, 5]
+    assert len(loaded) == len(set(loaded)) == 1 + len(rest) - len(frames)
+
+
+def test_windows_leave_no_seams(scene):
+    """The attention over time has learned something, and every frame is what one long window makes of it."""
     torch.manual_seed(0)
     network = Refiner().requires_grad_(False)
     assert network.temporal is not None and network.temporal.amount.bias is not None
