@@ -102,6 +102,32 @@ def inside_box(
     return inside & (local[:, 2] >= -half[2] + floor)
 
 
+def first_hit(
+    tracks: Iterable[BoxTrack], camera: Camera, pixel: tuple[float, float]
+) -> BoxTrack | None:
+    """The track whose box a pixel's ray meets first at the camera's time; None where it meets none.
+
+    Args:
+        tracks: Annotated vehicles.
+        camera: Where and when from.
+        pixel: Column and row; pixel centres lie at +0.5.
+    """
+    ray = torch.linalg.solve(camera.K, camera.K.new_tensor([*pixel, 1.0]))
+    ray = camera.camtoworld[:3, :3] @ ray
+    found, nearest = None, torch.inf
+    for track in tracks:
+        pose = track.pose_at(camera.time)
+        if pose is None:
+            continue
+        origin, along = box_frame(camera.position[None], pose)[0], pose[:3, :3].T @ ray
+        half = track.size.double() / 2
+        sides = torch.stack([-half - origin, half - origin]) / along
+        near, far = float(sides.amin(0).amax()), float(sides.amax(0).amin())
+        if max(near, 0.0) <= far and near < nearest:
+            found, nearest = track, near
+    return found
+
+
 def box_mask(
     pose: Float[Tensor, "4 4"], size: Float[Tensor, "3"], camera: Camera
 ) -> Bool[Tensor, "H W"]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from faithfusion_studio.annotating import Annotation, Keyframe, fit_at, follow
+from faithfusion_studio.annotating import Annotation, Keyframe, fit_at, follow, usual_size
 from faithfusion_studio.boxes import BoxTrack
 from faithfusion_studio.editing.rows import Edited, EditError
 from faithfusion_studio.scene import Capture, Scene
@@ -50,11 +50,35 @@ def add_box(
         AnnotationError: There are too few points about the place.
     """
     capture = _capture(scene)
-    names = [track.name for track in capture.boxes]
-    name = name.strip() or _free_name(category, names)
-    _require_free(name, names)
+    name = _new_name(capture, category, name)
     fitted, when = fit_at(capture, time, at, category=category)
     new = Annotation(name, category, fitted.size, (Keyframe(when, fitted.pose),))
+    return _with_boxes(scene, (*capture.boxes, new.track()))
+
+
+def place_box(
+    scene: Scene, at: Float[Tensor, "3"], time: float, *, category: str = "car", name: str = ""
+) -> Edited:
+    """A new vehicle with one keyframe: a box of the usual size that stands on the road and points as we drive.
+
+    Args:
+        scene: The scene before.
+        at: A place on the road, world, m.
+        time: Of the keyframe, s; that of the nearest frame is taken.
+        category: See `add_box`.
+        name: See `add_box`.
+
+    Raises:
+        EditError: There is no recording, or the name is taken.
+    """
+    capture = _capture(scene)
+    name = _new_name(capture, category, name)
+    times = capture.trajectory.timestamps
+    nearest = min(range(len(times)), key=lambda i: abs(times[i] - time))
+    size = torch.tensor(usual_size(category))
+    pose = capture.trajectory.ego_to_worlds[nearest].clone()
+    pose[:3, 3] = at.to(pose) + 0.5 * float(size[2]) * pose[:3, 2]
+    new = Annotation(name, category, size, (Keyframe(times[nearest], pose),))
     return _with_boxes(scene, (*capture.boxes, new.track()))
 
 
@@ -197,10 +221,14 @@ def _index(boxes: tuple[BoxTrack, ...], name: str) -> int:
     return names.index(name)
 
 
-def _free_name(category: str, names: list[str]) -> str:
-    return next(
-        f"{category} {n}" for n in range(1, len(names) + 2) if f"{category} {n}" not in names
-    )
+def _new_name(capture: Capture, category: str, wanted: str) -> str:
+    """A name that is free: the wanted one, or the category with a number."""
+    names = [track.name for track in capture.boxes]
+    if not wanted.strip():
+        numbered = (f"{category} {number}" for number in range(1, len(names) + 2))
+        return next(name for name in numbered if name not in names)
+    _require_free(wanted.strip(), names)
+    return wanted.strip()
 
 
 def _require_free(name: str, names: list[str]) -> None:

@@ -30,6 +30,19 @@ class AddBox:
     """Empty for the category and a number."""
 
 
+@dataclass(frozen=True)
+class PlaceBox:
+    """Put a box of the usual size on the road: a new vehicle with one keyframe."""
+
+    at: Triple
+    """On the road, world, m."""
+    time: float
+    """s."""
+    category: str = "car"
+    name: str = ""
+    """Empty for the category and a number."""
+
+
 @dataclass(frozen=True, eq=False)
 class SetKeyframe:
     """Say where a vehicle is at a time."""
@@ -91,13 +104,15 @@ class ExportBoxes:
     path: str
 
 
-BoxEdit: TypeAlias = AddBox | SetKeyframe | FitKeyframe | RemoveKeyframe | ChangeBox | RemoveBox
+BoxEdit: TypeAlias = (
+    AddBox | PlaceBox | SetKeyframe | FitKeyframe | RemoveKeyframe | ChangeBox | RemoveBox
+)
 
 
 def box_label(command: BoxEdit) -> str:
     """What the history calls an edit."""
     match command:
-        case AddBox():
+        case AddBox() | PlaceBox():
             return f"Box of {command.name or f'a {command.category}'}"
         case SetKeyframe() | FitKeyframe():
             return f"Keyframe of {command.name} at {command.time:.1f} s"
@@ -119,11 +134,10 @@ def apply_box_edit(scene: Scene, command: BoxEdit) -> Edited:
         StudioError: A box cannot be fitted there.
     """
     match command:
-        case AddBox():
+        case AddBox() | PlaceBox():
             at = torch.tensor(command.at, dtype=torch.float64)
-            return boxes.add_box(
-                scene, at, command.time, category=command.category, name=command.name
-            )
+            add = boxes.add_box if isinstance(command, AddBox) else boxes.place_box
+            return add(scene, at, command.time, category=command.category, name=command.name)
         case SetKeyframe():
             return boxes.set_keyframe(scene, command.name, command.time, command.pose)
         case FitKeyframe():

@@ -243,12 +243,14 @@ class ClientStudio:
         """A click selects the object it hits, or none; or it says where a vehicle is."""
         if event.client is None or event.screen_pos is None:
             return
-        if self.view.get().placing:
+        if self.view.get().placing != "off":
             self._draw("place", [event.screen_pos], self.view.current_camera())
             return
         x, y = event.screen_pos
         with reported(self.view):
-            self.view.set(selected=self.viewport.object_at(float(x), float(y)))
+            vehicle = self.vehicles.hit(float(x), float(y)) or self.view.get().vehicle
+            name = self.viewport.object_at(float(x), float(y))
+            self.view.set(selected=name, vehicle=vehicle)
 
     def _touched(self, event: Any) -> None:
         if event.screen_pos is not None:

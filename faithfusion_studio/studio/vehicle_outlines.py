@@ -10,7 +10,7 @@ from torch import Tensor
 
 from faithfusion_studio.annotating import sweep_near
 from faithfusion_studio.annotation import SAME_TIME
-from faithfusion_studio.boxes import BoxTrack, inside_box
+from faithfusion_studio.boxes import BoxTrack, first_hit, inside_box
 from faithfusion_studio.editing.boxes import moved_pose, nearest_pose
 from faithfusion_studio.render.views import palette
 from faithfusion_studio.scene import Capture
@@ -77,6 +77,14 @@ class VehicleOutlines:
         self._lines.show({name: wire for name, wire in wanted.items() if len(wire.segments)})
         self._arrows.show(chosen if state.handle and self._session.state.job is None else None)
         self._show_points(capture, state, time)
+
+    def hit(self, x: float, y: float) -> str:
+        """The vehicle whose box is at a place of the picture (0..1); empty for none, or where they are hidden."""
+        capture, camera = self._session.store.latest().scene.capture, self._view.current_camera()
+        if capture is None or camera is None or not self._view.get().show_vehicles:
+            return ""
+        found = first_hit(capture.boxes, camera, (x * camera.width, y * camera.height))
+        return "" if found is None else found.name
 
     def _move(self, shift: tuple[float, float, float], yaw: float) -> None:
         capture, name = self._session.store.latest().scene.capture, self._view.get().vehicle

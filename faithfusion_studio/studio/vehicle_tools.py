@@ -6,7 +6,7 @@ import html
 import math
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from faithfusion_studio.annotating import SIZES
 from faithfusion_studio.annotating.sweeps import place_seen, raw_sweep_near
 from faithfusion_studio.annotation import SAME_TIME
 from faithfusion_studio.boxes import BoxTrack
+from faithfusion_studio.cameras import Camera, Trajectory
 from faithfusion_studio.editing.boxes import moved_pose, nearest_pose
 from faithfusion_studio.errors import StudioError
 from faithfusion_studio.fusion.moving import MOVING, SOFT
@@ -24,6 +25,7 @@ from faithfusion_studio.session.box_commands import (
     ExportBoxes,
     FitKeyframe,
     FollowBox,
+    PlaceBox,
     RemoveBox,
     RemoveKeyframe,
     SetKeyframe,
@@ -32,6 +34,7 @@ from faithfusion_studio.session.commands import CancelJob
 from faithfusion_studio.session.state import SessionState, VehicleInfo
 from faithfusion_studio.studio.chosen import Drawn
 from faithfusion_studio.studio.layers import frame_time
+from faithfusion_studio.studio.scene_graph import ground
 from faithfusion_studio.studio.vehicle_outlines import is_by_hand
 from faithfusion_studio.studio.view_state import View
 from faithfusion_studio.studio.widgets import PLAIN, JobBar, change, note, raw_note, set_button
@@ -39,6 +42,9 @@ from faithfusion_studio.studio.widgets import PLAIN, JobBar, change, note, raw_n
 NONE = "none"
 BEFORE, AFTER = "< Keyframe", "Keyframe >"
 FIT, CLICK = "Fit a box at a click", "Click on the vehicle (or here to stop)"
+HAND, ROAD = "Put a box on the road", "Click below its middle (or here to stop)"
+FARTHEST = 150.0
+"""A box is not put on the road farther from the camera than this, m."""
 REACH = 0.01
 """How far from a click the laser point of a vehicle may be, share of the picture's width."""
 
@@ -67,6 +73,9 @@ class VehicleTools:
                 "A new box is a", tuple(SIZES), hint="Says how large what the laser did not see is."
             )
             self._fit = gui.add_button(FIT)
+            self._put = gui.add_button(
+                HAND, color=PLAIN, hint="Of the usual size, where the laser sees too little."
+            )
             self._vehicle = gui.add_dropdown("Vehicle", (NONE,))
             self._one = gui.add_folder("Selected vehicle", visible=False)
             with self._one:
@@ -119,7 +128,8 @@ class VehicleTools:
 
         self._boxes.on_update(guarded(lambda _e: view.set(show_vehicles=self._boxes.value)))
         self._points.on_update(guarded(lambda _e: view.set(show_sweep=self._points.value)))
-        self._fit.on_click(guarded(lambda _e: self._place()))
+        self._fit.on_click(guarded(lambda _e: self._place("fit")))
+        self._put.on_click(guarded(lambda _e: self._place("hand")))
         self._vehicle.on_update(guarded(choose))
         self._step.on_click(guarded(lambda e: self._go(-1 if e.target.value == BEFORE else 1)))
         self._refit.on_click(guarded(lambda _e: submit(FitKeyframe(name(), self._time))))
@@ -160,11 +170,15 @@ class VehicleTools:
         change(self._vehicle, visible=bool(vehicles), value=view.vehicle or NONE)
         change(self._boxes, visible=bool(vehicles))
         change(self._about, content=note(_about(vehicles, seen)))
-        for widget in (self._points, self._kind, self._fit):
+        for widget in (self._points, self._fit):
             change(widget, visible=seen)
         busy = state.job is not None
-        change(self._fit, label=CLICK if view.placing else FIT, disabled=busy)
-        change(self._fit, color=None if view.placing or not vehicles else PLAIN)
+        fits, puts = view.placing == "fit", view.placing == "hand"
+        first = not vehicles and view.placing == "off"
+        change(self._fit, label=CLICK if fits else FIT, disabled=busy)
+        change(self._fit, color=None if fits or first else PLAIN)
+        change(self._put, label=ROAD if puts else HAND, disabled=busy)
+        change(self._put, color=None if puts or (first and not seen) else PLAIN)
         follows = state.job is not None and state.job.kind == "follow"
         self._job.show(state.job if follows else None)
         change(self._cancel, visible=follows)
@@ -206,8 +220,8 @@ class VehicleTools:
 
     # ------------------------------------------------------------------------------- what is done
 
-    def _place(self) -> None:
-        self._view.set(placing=not self._view.get().placing)
+    def _place(self, how: Literal["fit", "hand"]) -> None:
+        self._view.set(placing="off" if self._view.get().placing == how else how)
 
     def _on_drawn(self, drawn: Drawn) -> None:
         """A click while a vehicle is asked for: the laser point there becomes a box."""
@@ -216,17 +230,27 @@ class VehicleTools:
             return
         if self._view.get().compare == "side":
             raise AnnotationToolError("end the side-by-side comparison first, then click.")
-        camera = drawn.camera
-        scan, when = raw_sweep_near(capture, camera.time)
-        at = place_seen(scan, camera, drawn.points[0], reach=REACH * camera.width)
-        if at is None:
+        camera, kind = drawn.camera, self._kind.value
+        if self._view.get().placing == "fit":
+            x, y, z = self._laser_point(capture, camera, drawn.points[0])
+            command: AddBox | PlaceBox = AddBox((x, y, z), camera.time, kind)
+        else:
+            x, y, z = road_point(capture.trajectory, camera, drawn.points[0])
+            command = PlaceBox((x, y, z), camera.time, kind)
+        self._names_before = {box.name for box in capture.boxes}
+        self._view.set(placing="off")
+        self._session.submit(command)
+
+    def _laser_point(
+        self, capture: Capture, camera: Camera, pixel: tuple[float, float]
+    ) -> list[float]:
+        scan, _ = raw_sweep_near(capture, camera.time)
+        found = place_seen(scan, camera, pixel, reach=REACH * camera.width)
+        if found is None:
             raise AnnotationToolError(
                 "the laser met nothing there; switch the laser points on and click near one of the vehicle."
             )
-        self._names_before = {box.name for box in capture.boxes}
-        self._view.set(placing=False)
-        x, y, z = at.tolist()
-        self._session.submit(AddBox((x, y, z), when, self._kind.value))
+        return found.tolist()
 
     def _track(self) -> BoxTrack:
         boxes, name = self._capture.boxes if self._capture else (), self._view.get().vehicle
@@ -269,6 +293,29 @@ class VehicleTools:
         self._session.submit(ChangeBox(track.name, name, category, (length, width, height)))
 
 
+def road_point(
+    trajectory: Trajectory, camera: Camera, pixel: tuple[float, float]
+) -> tuple[float, float, float]:
+    """Where a pixel's ray meets the plane of the road below the recording vehicle at the camera's time, world, m.
+
+    Raises:
+        AnnotationToolError: It meets the road nowhere within `FARTHEST`.
+    """
+    times = trajectory.timestamps
+    nearest = min(range(len(times)), key=lambda i: abs(times[i] - camera.time))
+    road, up = ground(trajectory)[nearest], trajectory.ego_to_worlds[nearest, :3, 2]
+    ray = torch.linalg.solve(camera.K, camera.K.new_tensor([*pixel, 1.0]))
+    ray = camera.camtoworld[:3, :3] @ ray
+    falls = float(ray @ up)
+    share = float((torch.from_numpy(road) - camera.position) @ up) / falls if falls < 0 else -1.0
+    if not 0 < share * float(ray.norm()) < FARTHEST:
+        raise AnnotationToolError(
+            "there is no road within reach at this place; click on the road below the vehicle's middle."
+        )
+    x, y, z = (camera.position + share * ray).tolist()
+    return x, y, z
+
+
 def _heading(pose: torch.Tensor) -> float:
     return math.atan2(float(pose[1, 0]), float(pose[0, 0]))
 
@@ -280,7 +327,8 @@ def _moves(vehicle: VehicleInfo) -> bool:
 def _about(vehicles: tuple[VehicleInfo, ...], seen: bool) -> str:
     if not seen:
         first = (
-            "This recording has no laser sweep for each of its moments, so no box can be fitted."
+            "This recording has no laser sweep for each of its moments, so boxes are put on the road by hand "
+            "and moved with their arrows, one keyframe after the other."
         )
     elif not vehicles:
         return (

@@ -112,8 +112,8 @@ class ViewState:
     """The box in the world that selects splats, while it is set up."""
     vehicle: str = ""
     """Name of the selected annotated vehicle of the recording; empty for none."""
-    placing: bool = False
-    """The next click on the picture says where a vehicle is that gets a box."""
+    placing: Literal["off", "fit", "hand"] = "off"
+    """What the next click on the picture does: a box is fitted to the vehicle there, or put on the road there."""
     show_vehicles: bool = True
     """Draw the boxes of all annotated vehicles, not only of the selected one."""
     show_sweep: bool = False

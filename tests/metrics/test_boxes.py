@@ -1,12 +1,13 @@
 """NTA-IoU against a second projector, closed forms, and the two public scripts' differences."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from faithfusion_studio.boxes import LONGEST_SLACK, BoxTrack, box_corners
+from faithfusion_studio.boxes import LONGEST_SLACK, BoxTrack, box_corners, box_mask, first_hit
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.metrics import MetricError
 from faithfusion_studio.metrics import boxes as B
@@ -176,3 +177,29 @@ def test_a_track_of_few_key_times_does_not_hold_far_beyond_its_ends():
     track = BoxTrack("car", "car", torch.tensor([4.0, 2.0, 1.5]), poses, times)
     assert track.slack == LONGEST_SLACK
     assert track.pose_at(1.0 - 0.2) is not None and track.pose_at(1.0 - 0.3) is None
+
+
+def test_a_ray_meets_the_nearest_of_turned_boxes_first():
+    def track(name, pose):
+        size, now = torch.tensor([4.0, 2.0, 1.5]), torch.zeros(1).double()
+        return BoxTrack(name, "car", size, pose[None], now)
+
+    tracks = [track("far", vehicle(20.0, -3.0)), track("near", vehicle(10.0, 0.6, yaw=0.7))]
+    camera = front(width=240, height=160)
+    masks = torch.stack([box_mask(t.poses[0], t.size, camera) for t in tracks]).float()[:, None]
+    around = (
+        torch.nn.functional.max_pool2d(masks, 3, 1, 1),
+        -torch.nn.functional.max_pool2d(-masks, 3, 1, 1),
+    )
+    inner = (around[0] == around[1]).all(0)[0]  # a pixel on an outline is a matter of rounding
+    far, near = (masks[:, 0] > 0).unbind()
+    assert (inner & far & ~near).any() and (inner & near).any()
+    for row in range(60, 120, 2):
+        for column in range(70, 190, 2):
+            if inner[row, column]:
+                found = first_hit(tracks, camera, (column + 0.5, row + 0.5))
+                name = "near" if near[row, column] else "far" if far[row, column] else None
+                assert (None if found is None else found.name) == name
+    behind = camera.moved(camera.camtoworld @ torch.diag(torch.tensor([-1.0, 1, -1, 1])).double())
+    assert first_hit(tracks, behind, (120.5, 80.5)) is None
+    assert first_hit(tracks, replace(camera, time=5.0), (120.5, 80.5)) is None

@@ -72,6 +72,7 @@ def test_every_edit_of_boxes_is_undone_and_redone(session):
         b.ChangeBox("taxi", category="van"),
         b.AddBox(REAR, 0.0, "truck", "other"),
         b.RemoveBox("taxi"),
+        b.PlaceBox((9.0, -3.0, 0.0), 0.21, "bus"),
     )
     reached = [content(start.capture.boxes)]
     for edit in edits:
@@ -88,6 +89,7 @@ def test_every_edit_of_boxes_is_undone_and_redone(session):
         "Category of taxi",
         "Box of other",
         "Remove the box of taxi",
+        "Box of a bus",
     )
     for before in reversed(reached[:-1]):
         assert content(do(session, c.Undo())) == before

@@ -1,5 +1,6 @@
 """Annotating vehicles in the tab Objects: a click becomes a box, keyframes move with the time, all undoable."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -72,13 +73,13 @@ def test_a_click_on_a_vehicle_becomes_its_box(shown):
     assert "press the button and click on it" in gui.text()
     gui.use("Fit a box at a click")
     shown.settle()
-    assert view.get().placing and gui.find("Click on the vehicle (or here to stop)")
+    assert view.get().placing == "fit" and gui.find("Click on the vehicle (or here to stop)")
     with pytest.raises(Exception, match="the laser met nothing there"):
         shown.click((64.0, 1.0))
-    assert view.get().placing
+    assert view.get().placing == "fit"
     shown.click(pixel(0.0))
     (box,) = shown.settle()
-    assert not view.get().placing and view.get().vehicle == "car 1"
+    assert view.get().placing == "off" and view.get().vehicle == "car 1"
     assert box.poses[0, :3, 3].tolist() == pytest.approx(list(START), abs=0.15)
     assert gui.find("Selected vehicle").visible
     assert "1 keyframe; <b>keyframe here</b>" in gui.text()
@@ -152,16 +153,44 @@ def test_a_vehicle_is_followed_renamed_written_and_deleted(shown, tmp_path):
     assert shown.settle() == () and not gui.find("Selected vehicle").visible
 
 
-def test_without_sweeps_the_panel_says_so_and_without_a_recording_there_is_none(server, tmp_path):
-    from dataclasses import replace
-
+def test_a_box_is_put_on_the_road_where_the_laser_sees_nothing(server, tmp_path):
     made = opened(server, tmp_path, passing_car(lidar=False))
-    assert "no laser sweep for each of its moments" in made.gui.text()
-    assert not made.gui.find("Fit a box at a click").visible
+    gui, view = made.gui, made.view
+    assert "boxes are put on the road by hand" in gui.text()
+    assert not gui.find("Fit a box at a click").visible
+    gui.use("A new box is a", "van")
+    gui.use("Put a box on the road")
+    made.settle()
+    with pytest.raises(Exception, match="there is no road within reach"):
+        made.click((64.0, 5.0))
+    made.click(pixel(0.0, (0.0, 0.0, -0.75)))
+    (box,) = made.settle()
+    assert view.get().vehicle == "van 1" and view.get().placing == "off"
+    assert box.size.tolist() == pytest.approx([5.2, 2.0, 2.2])
+    assert box.poses[0, :3, 3].tolist() == pytest.approx([START[0], START[1], 1.1], abs=1e-4)
+    assert not gui.find("Follow through the recording").visible
     made.session.close(save=False)
+
+
+def test_without_a_recording_there_is_nothing_to_annotate(server, tmp_path):
     made = opened(server, tmp_path, replace(passing_car(), capture=None))
     assert not made.gui.find("Vehicles in the recording").visible
     made.session.close(save=False)
+
+
+def test_a_click_on_a_box_selects_its_vehicle(shown):
+    shown.session.submit(b.AddBox(REAR, 0.0))
+    shown.settle()
+    shown.window.current_camera = lambda: camera(0)
+    outlines = VehicleOutlines(shown.server.scene, shown.session, shown.view)
+    x, y = pixel(0.0)
+    assert outlines.hit(x / 128, y / 72) == "car 1"
+    assert outlines.hit(0.95, 0.5) == ""
+    shown.view.set(show_vehicles=False)
+    assert outlines.hit(x / 128, y / 72) == ""
+    shown.window.current_camera = lambda: camera(4)  # the car is not annotated then
+    shown.view.set(show_vehicles=True)
+    assert outlines.hit(x / 128, y / 72) == ""
 
 
 def test_the_box_moves_with_the_time_and_arrows_make_keyframes(shown):
