@@ -248,9 +248,9 @@ class ClientStudio:
             return
         x, y = event.screen_pos
         with reported(self.view):
-            vehicle = self.vehicles.hit(float(x), float(y)) or self.view.get().vehicle
             name = self.viewport.object_at(float(x), float(y))
-            self.view.set(selected=name, vehicle=vehicle)
+            box = "" if name else self.vehicles.hit(float(x), float(y))
+            self.view.set(selected=name, vehicle=box or self.view.get().vehicle)
 
     def _touched(self, event: Any) -> None:
         if event.screen_pos is not None:

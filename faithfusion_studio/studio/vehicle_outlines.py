@@ -75,7 +75,10 @@ class VehicleOutlines:
             box = edges(tuple(track.size.tolist()))
             wanted[f"/vehicles/{index}"] = Wire(box, color, width, pose.numpy())
         self._lines.show({name: wire for name, wire in wanted.items() if len(wire.segments)})
-        self._arrows.show(chosen if state.handle and self._session.state.job is None else None)
+        free = state.handle and not state.selected and self._session.state.job is None
+        self._arrows.show(
+            chosen if free else None
+        )  # those of a selected object would be in the same place
         self._show_points(capture, state, time)
 
     def hit(self, x: float, y: float) -> str:

@@ -60,10 +60,14 @@ class VehicleTools:
         self._session, self._view = session, view
         self._names_before: set[str] | None = None
         self._filled: tuple[object, ...] = ()
-        self._folder = gui.add_folder("Vehicles in the recording", visible=False)
+        self._folder = gui.add_folder(
+            "Vehicles in the recording",
+            visible=False,
+            expand_by_default=not session.store.latest().scene.nodes,
+        )
         with self._folder:
             self._about = gui.add_html("")
-            self._boxes = gui.add_checkbox("Boxes", True, hint="Of all annotated vehicles.")
+            self._boxes = gui.add_checkbox("Boxes", False, hint="Of all annotated vehicles.")
             self._points = gui.add_checkbox(
                 "Laser points",
                 False,
@@ -168,8 +172,10 @@ class VehicleTools:
         view = self._view.get()
         seen = bool(capture.sweeps)
         change(self._vehicle, visible=bool(vehicles), value=view.vehicle or NONE)
-        change(self._boxes, visible=bool(vehicles))
-        change(self._about, content=note(_about(vehicles, seen)))
+        change(self._boxes, visible=bool(vehicles), value=view.show_vehicles)
+        change(
+            self._about, content=note(_about(vehicles, seen, {node.name for node in state.nodes}))
+        )
         for widget in (self._points, self._fit):
             change(widget, visible=seen)
         busy = state.job is not None
@@ -238,7 +244,7 @@ class VehicleTools:
             x, y, z = road_point(capture.trajectory, camera, drawn.points[0])
             command = PlaceBox((x, y, z), camera.time, kind)
         self._names_before = {box.name for box in capture.boxes}
-        self._view.set(placing="off")
+        self._view.set(placing="off", show_vehicles=True)
         self._session.submit(command)
 
     def _laser_point(
@@ -324,7 +330,14 @@ def _moves(vehicle: VehicleInfo) -> bool:
     return vehicle.travel > MOVING and vehicle.category.lower() not in SOFT
 
 
-def _about(vehicles: tuple[VehicleInfo, ...], seen: bool) -> str:
+def _about(vehicles: tuple[VehicleInfo, ...], seen: bool, objects: set[str]) -> str:
+    """What is annotated, what becomes of it, and what to do first.
+
+    Args:
+        vehicles: What is annotated.
+        seen: Whether there is a laser sweep for each moment.
+        objects: Names of the moving objects the scene has already.
+    """
     if not seen:
         first = (
             "This recording has no laser sweep for each of its moments, so boxes are put on the road by hand "
@@ -337,10 +350,13 @@ def _about(vehicles: tuple[VehicleInfo, ...], seen: bool) -> str:
         )
     else:
         first = ""
-    moving, total = sum(map(_moves, vehicles)), len(vehicles)
+    known = [vehicle for vehicle in vehicles if vehicle.name in objects]
+    moving = sum(_moves(vehicle) for vehicle in vehicles if vehicle not in known)
+    words = f"{len(vehicles)} annotated"
+    words += f", {len(known)} of them learned as objects already" if known else ""
     become = "an object of its own" if moving == 1 else "objects of their own"
-    words = f"{total} annotated; {moving} can become {become}."
-    if moving < total:
+    words += "." if len(known) == len(vehicles) else f"; {moving} can become {become}."
+    if len(known) + moving < len(vehicles):
         words += f" What travels less than {MOVING:g} m, or is no vehicle, stays in the background."
     return f"{first} {words}".strip() if vehicles else first
 

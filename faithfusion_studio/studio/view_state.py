@@ -114,7 +114,7 @@ class ViewState:
     """Name of the selected annotated vehicle of the recording; empty for none."""
     placing: Literal["off", "fit", "hand"] = "off"
     """What the next click on the picture does: a box is fitted to the vehicle there, or put on the road there."""
-    show_vehicles: bool = True
+    show_vehicles: bool = False
     """Draw the boxes of all annotated vehicles, not only of the selected one."""
     show_sweep: bool = False
     """Draw the laser points of the time shown."""

@@ -13,9 +13,11 @@ from faithfusion_studio.io.annotations import read_box_tracks
 from faithfusion_studio.rig import rig_of
 from faithfusion_studio.session import box_commands as b
 from faithfusion_studio.session.session import Session
+from faithfusion_studio.session.state import VehicleInfo
 from faithfusion_studio.studio.chosen import Drawn
 from faithfusion_studio.studio.panels.objects import add_objects_panel
 from faithfusion_studio.studio.vehicle_outlines import VehicleOutlines, way
+from faithfusion_studio.studio.vehicle_tools import _about
 from faithfusion_studio.studio.view_state import View, ViewState
 
 REAR = (START[0] - SIZE[0] / 2, START[1], START[2])
@@ -84,6 +86,7 @@ def test_a_click_on_a_vehicle_becomes_its_box(shown):
     assert gui.find("Selected vehicle").visible
     assert "1 keyframe; <b>keyframe here</b>" in gui.text()
     assert "What travels less than 1 m" in gui.text() and "Nothing to reconstruct yet" in gui.text()
+    assert view.get().show_vehicles and gui.find("Boxes").value
     gui.use("Boxes", False)
     gui.use("Laser points", True)
     assert not view.get().show_vehicles and view.get().show_sweep
@@ -183,6 +186,7 @@ def test_a_click_on_a_box_selects_its_vehicle(shown):
     shown.settle()
     shown.window.current_camera = lambda: camera(0)
     outlines = VehicleOutlines(shown.server.scene, shown.session, shown.view)
+    shown.view.set(show_vehicles=True)
     x, y = pixel(0.0)
     assert outlines.hit(x / 128, y / 72) == "car 1"
     assert outlines.hit(0.95, 0.5) == ""
@@ -198,6 +202,9 @@ def test_the_box_moves_with_the_time_and_arrows_make_keyframes(shown):
     shown.session.submit(b.SetKeyframe("car 1", 1.0, pose(1.0)))
     (box,) = shown.settle()
     outlines = VehicleOutlines(shown.server.scene, shown.session, shown.view)
+    outlines.update(shown.view.get(), 0.0)
+    assert outlines._lines.names == set()  # a recording with many boxes is not covered by them
+    shown.view.set(show_vehicles=True)
     outlines.update(shown.view.get(), 0.0)
     assert outlines._lines.names == {"/vehicles/0"} and outlines._arrows.handles == ()
     shown.view.set(vehicle="car 1", show_sweep=True)
@@ -218,8 +225,29 @@ def test_the_box_moves_with_the_time_and_arrows_make_keyframes(shown):
     assert moved.timestamps.tolist() == pytest.approx([0.0, 0.4, 1.0])
     assert float(moved.poses[1, 1, 3] - box.pose_at(0.4)[1, 3]) == pytest.approx(0.5)
     assert len(way(moved).segments) == 2 + 3 * 2
+    shown.view.set(selected="an object")
+    outlines.update(shown.view.get(), 0.4)
+    assert outlines._arrows.handles == ()  # its own arrows stand there
+    shown.view.set(selected="")
     outlines.update(shown.view.get(), 9.0)  # long after it: grey, where it was last
+    arrows = outlines._arrows.handles[0]
     assert arrows.position[0] == pytest.approx(float(moved.poses[-1, 0, 3]))
     shown.view.set(vehicle="", show_sweep=False)
     outlines.update(shown.view.get(), 9.0)
     assert outlines._lines.names == set() and outlines._cloud is None
+
+
+def test_what_is_an_object_already_is_counted_as_such():
+    one = VehicleInfo("car", "car", (4.0, 2.0, 1.5), 9.0, (0.0,), (0.0,))
+    slow, walker = (
+        replace(one, name="slow", travel=0.5),
+        replace(one, name="a", category="pedestrian"),
+    )
+    text = _about((one, replace(one, name="van")), True, {"car"})
+    assert (
+        text
+        == "2 annotated, 1 of them learned as objects already; 1 can become an object of its own."
+    )
+    assert _about((one,), True, {"car"}) == "1 annotated, 1 of them learned as objects already."
+    text = _about((one, slow, walker), True, {"car"})
+    assert "; 0 can become objects of their own. What travels less than 1 m, or is no" in text
