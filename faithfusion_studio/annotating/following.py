@@ -330,11 +330,20 @@ class _Following:
         pose[2, 3] = self._poses[index][2, 3]
         return pose
 
+    def _road(self, index: int) -> float:
+        """Height of the road under the object, m: the middle of what the sweeps about that time say, as the object
+        hides the road from some of them."""
+        around = [i for i in self._sweeps if abs(i - index) <= BESIDE]
+        return float(np.median([self._sweeps[i].height(self._poses[index]) for i in around]))
+
     def annotation(self) -> Annotation:
         """What was given, with every pose found."""
         result = self._hand
         for index in sorted(self._poses):
             if index not in self._fixed:
                 pose = torch.from_numpy(self._poses[index].copy())
+                beside = min(self._fixed, key=lambda i: abs(i - index))
+                rise = self._road(index) - self._road(beside)
+                pose[2, 3] = self._fixed[beside][2, 3] + rise
                 result = result.with_keyframe(Keyframe(self.times[index], pose, by_hand=False))
         return result

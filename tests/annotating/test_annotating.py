@@ -215,6 +215,7 @@ def test_a_car_is_followed_over_the_whole_recording_from_one_key_frame(capture, 
     for key, pose in zip(found.keyframes, true.poses, strict=True):
         shift, turn = errors(key.pose, pose)
         assert shift < 0.2 and turn < 3, key.time
+        assert abs(float(key.pose[2, 3] - pose[2, 3])) < 0.05
     assert [k.by_hand for k in found.keyframes].count(True) == 1
     assert torch.equal(found.keyframes[5].pose, true.poses[5])
     assert seen[-1][0] == seen[-1][1] and all(
