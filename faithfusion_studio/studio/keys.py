@@ -176,7 +176,7 @@ FLIGHT = (
     ("Q E", "Down, up"),
     ("Arrows", "Turn"),
     ("Mouse", "Left: orbit, right: shift, wheel: nearer"),
-    ("Click", "Select an object"),
+    ("Click", "Select an object, or a vehicle by its box"),
     ("Shift+click", "Values at a pixel"),
     ("Ctrl+drag", "Select splats (tab Objects)"),
     ("Ctrl+K", "Search commands"),
