@@ -140,8 +140,9 @@ class _Following:
     def __init__(
         self, capture: Capture, annotation: Annotation, headings: BoxTrack | None = None
     ) -> None:
-        self._capture, self._given, self._headings = capture, annotation, headings
-        self.times = [time for time, _ in capture.sweeps]
+        self._given, self._headings = annotation, headings
+        self._raw = capture.sweeps
+        self.times = [time for time, _ in self._raw]
         self._size = annotation.size.numpy().astype(np.float64)
         self._sweeps: dict[int, _Sweep] = {}
         self._poses: dict[int, Pose] = {}
@@ -161,7 +162,7 @@ class _Following:
 
     def _sweep(self, index: int) -> _Sweep:
         if index not in self._sweeps:
-            time, scan = self._capture.sweeps[index]
+            time, scan = self._raw[index]
             ground = ground_of(scan)
             points = scan[standing(scan, ground)].numpy().astype(np.float64)
             self._sweeps[index] = _Sweep(time, points, ground)
@@ -211,6 +212,8 @@ class _Following:
 
     def _find(self, index: int, known: list[int]) -> Pose | None:
         """The object in a sweep, seen from the last ones it was found in; None where it has no support."""
+        if not len(self._raw[index][1]):
+            return None
         prior, reach = self._expected(index, known)
         sweep = self._sweep(index)
         points = _thinned(sweep.near(prior.pose, self._size, 0.5, reach), 2 * KEPT)
