@@ -7,9 +7,7 @@ box holds them are taken too, and then the sides of the box that a frame looks a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +18,6 @@ from faithfusion_studio.boxes import BoxTrack, box_frame, inside_box
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.fusion.initialize import Seeds, as_gaussians
 from faithfusion_studio.fusion.moving import FLOOR
-from faithfusion_studio.gaussians import Provenance, concatenate
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.scene import Capture
 
@@ -32,8 +29,6 @@ ALIKE = 0.12
 """Colour difference up to which a recorded point may be of the vehicle."""
 SIDES = 3000
 """Places tried on the sides of a box."""
-BARE = 0.2
-"""A place farther than this from every Gaussian of a vehicle is bare, m."""
 
 Images = Callable[[int], Float32[Tensor, "H W 3"]]
 """The small picture of a frame, by its index."""
@@ -75,37 +70,6 @@ def initial_node(
         category=track.category,
         turns_colors=True,
     )
-
-
-def completed(node: RigidNode) -> RigidNode:
-    """A vehicle whose bare side shows the other one in a mirror; what was copied is marked as completed.
-
-    A Gaussian is mirrored about the plane of length and height where none is within `BARE` of its image. Its
-    rotation (w, x, y, z) becomes (w, -x, y, -z), and the SH coefficients of order m < 0, odd in y, change sign.
-    """
-    g = node.gaussians
-    if not len(g):
-        return node
-    mirror = torch.tensor([1.0, -1.0, 1.0], device=g.means.device)
-    nearest = np.concatenate(
-        [
-            (part[:, None] - g.means[None]).norm(dim=2).amin(1).cpu().numpy()
-            for part in (g.means * mirror).split(512)
-        ]
-    )
-    rows = torch.from_numpy(nearest > BARE).to(g.means.device).nonzero().squeeze(1)
-    copy = g.select(rows)
-    odd = [i for i in range(1, (g.sh_degree + 1) ** 2) if i - math.isqrt(i) ** 2 < math.isqrt(i)]
-    flips = torch.ones(copy.shN.shape[1], 1, device=g.means.device)
-    flips[[i - 1 for i in odd]] = -1
-    copy = replace(
-        copy,
-        means=copy.means * mirror,
-        quats=copy.quats * torch.tensor([1.0, -1.0, 1.0, -1.0], device=g.means.device),
-        shN=copy.shN * flips,
-        provenance=torch.full_like(copy.provenance, Provenance.COMPLETED),
-    )
-    return replace(node, gaussians=concatenate([g, copy]))
 
 
 def _times(capture: Capture, track: BoxTrack) -> tuple[list[float], list[bool]]:

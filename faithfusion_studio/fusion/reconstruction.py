@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float16, Float32, UInt8
 from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.completion import completed
 from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.ground import fit_ground
 from faithfusion_studio.fusion.initialize import (
@@ -32,7 +33,7 @@ from faithfusion_studio.fusion.moving import (
     registered_movers,
     without_movers,
 )
-from faithfusion_studio.fusion.node_seeds import completed, initial_node
+from faithfusion_studio.fusion.node_seeds import initial_node
 from faithfusion_studio.fusion.schedule import Progress, ReconstructionConfig
 from faithfusion_studio.nodes import RigidNode
 from faithfusion_studio.scene import Capture, Scene
@@ -290,7 +291,8 @@ class Reconstruction:
         }
         scene = replace(self._learner.snapshot(), metadata=metadata)
         if self.config.symmetric:
-            scene = replace(scene, nodes=tuple(completed(node) for node in scene.nodes))
+            frames = [self.capture.frames[index].camera for index in self.training]
+            scene = completed(scene, [camera.scaled(self.config.scale) for camera in frames])
         return scene
 
     def report(self, scene: Scene | None = None) -> ReconstructionReport:

@@ -82,13 +82,13 @@ def spawn_gaussians(
 
 def _blocks(surface: SeenSurface, means: Tensor) -> Bool[Tensor, "M"]:
     """True for points in space that a recorded view looks through."""
-    pixels, z, inside = _project(surface.camera, means)
+    pixels, z, inside = project_points(surface.camera, means)
     solid = surface.alpha.reshape(-1)[pixels] > MIN_ALPHA
     before = z < (1 - FREE_SPACE) * surface.depth.reshape(-1)[pixels]
     return inside & (before | ~solid)
 
 
-def _project(camera: Camera, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_points(camera: Camera, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Flat pixel (clamped to the image), depth along z, and whether each point falls into the image."""
     view, K = camera.viewmat.to(torch.float32), camera.K.to(torch.float32)
     local = means @ view[:3, :3].T + view[:3, 3]
@@ -145,7 +145,7 @@ def empty_pixels(frame: RepairedFrame, rule: EmptyRule) -> Bool[Tensor, "H W"]:
 
 def _sees(frame: RepairedFrame, means: Tensor) -> Bool[Tensor, "M"]:
     """True for points at which a repaired frame has its surface too."""
-    pixels, z, inside = _project(frame.camera, means)
+    pixels, z, inside = project_points(frame.camera, means)
     depth = frame.depth.reshape(-1)[pixels]
     return inside & ((z - depth).abs() < FREE_SPACE * depth)
 
