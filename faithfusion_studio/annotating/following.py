@@ -49,6 +49,8 @@ FADED = 0.25
 """As many points must match, as a share of those in the box of the sweep beside."""
 PATIENCE = 2
 """Sweeps without support that are bridged."""
+SURE = 1.0
+"""What is found once within this of where it was placed needs no second sweep to confirm it, m."""
 SLIP = (0.05, 0.01)
 """What drives goes where its front points: its speed across over that along, at most, for a heading found or known."""
 KNOWN = 0.015
@@ -190,17 +192,25 @@ class _Following:
     def _walk(self, start: int, indices: range) -> Generator[None, None, None]:
         """Find the object in sweep after sweep until it is lost."""
         known, missed = [start], 0
+        sought = self._velocity(known) is None
         for index in indices:
             found = self._find(index, known)
             yield
             if found is None:
                 missed += 1
                 if missed > PATIENCE:
-                    return
+                    break
                 continue
             missed = 0
             self._accept(index, found)
             known.append(index)
+        if sought and len(known) == 2 and missed:
+            self._doubt(start, known[1])
+
+    def _doubt(self, start: int, index: int) -> None:
+        """Take back what a wide search found once far away, and not again where it would have gone from there."""
+        if abs(between(self._poses[start], self._poses[index])[0]) > SURE:
+            del self._poses[index], self._parts[index]
 
     def _accept(self, index: int, pose: Pose) -> None:
         self._poses[index] = pose

@@ -266,6 +266,20 @@ def test_following_stops_where_the_car_is_gone(capture):
     assert found.times == TIMES[4:9]
 
 
+def test_what_is_seen_once_far_away_is_something_else(capture):
+    """A parked car that leaves the view, and a like one farther on in the next sweep only."""
+    size = torch.tensor([4.3, 1.75, 1.5])
+    here, there = pose_of(14, 3, 0), pose_of(17.4, 3, 0)
+    cars = [[(here, size.tolist())], [(there, size.tolist())]] + [[]] * (len(TIMES) - 2)
+    sweeps = tuple(sweep(some, seed=i) for i, some in enumerate(cars))
+    start = Annotation("parked", "car", size, (Keyframe(TIMES[0], here),))
+    found, _ = finished(follow(replace(capture, lidar=sweeps), start))
+    assert found.times == TIMES[:1]
+    again = tuple(sweep(cars[0], seed=i) if i < 2 else s for i, s in enumerate(sweeps))
+    found, _ = finished(follow(replace(capture, lidar=again), start))
+    assert found.times == TIMES[:2], "where it was placed one sweep is enough"
+
+
 def test_a_sweep_that_was_lost_is_bridged(capture):
     true = TRACKS[0]
     sweeps = [*capture.lidar[:6], torch.zeros(0, 3), *capture.lidar[7:]]
