@@ -181,7 +181,7 @@ def _note(sheet: dict[str, Any], event: Any) -> None:
 
 def psnr_recorded(scene: Scene, at_most: int = 60) -> float:
     """Mean PSNR over the recorded views at the resolution the scene was trained at, dB."""
-    from faithfusion_studio.fusion.repairing import working_scale
+    from faithfusion_studio.fusion.batches import working_scale
     from faithfusion_studio.metrics import psnr
     from faithfusion_studio.render.views import apply_exposure, render_view
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from faithfusion_studio.fusion.batches import working_scale
 from faithfusion_studio.fusion.losses import FusionError
-from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
+from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.spawn import EmptyRule, SeenSurface, spawn_gaussians
 from faithfusion_studio.gaussians import Gaussians, TopologyChange, concatenate
 from faithfusion_studio.scene import Scene

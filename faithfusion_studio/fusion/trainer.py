@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from faithfusion_studio.fusion.batches import working_scale
 from faithfusion_studio.fusion.densify import DensifyState, GradientDensify, initial_state
 from faithfusion_studio.fusion.learner import Learner
 from faithfusion_studio.fusion.losses import FusionError, TrainingView
 from faithfusion_studio.fusion.meters import Meters, recorded_view, spread
 from faithfusion_studio.fusion.parameters import KINDS
 from faithfusion_studio.fusion.reach import shown_best_elsewhere
-from faithfusion_studio.fusion.repairing import RepairedFrame, working_scale
+from faithfusion_studio.fusion.repairing import RepairedFrame
 from faithfusion_studio.fusion.replay import RepairedView, repaired_views
 from faithfusion_studio.fusion.schedule import Curve, FusionConfig, Progress, Weighting
 from faithfusion_studio.fusion.spawn import SeenSurface, spawn_gaussians

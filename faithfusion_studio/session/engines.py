@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faithfusion_studio.cameras import Camera
+from faithfusion_studio.fusion.batches import working_scale
 from faithfusion_studio.fusion.parts import FusionParts
-from faithfusion_studio.fusion.repairing import engine_device, working_scale
+from faithfusion_studio.fusion.repairing import engine_device
 from faithfusion_studio.scene import Scene, StoredFisher
 from faithfusion_studio.session.commands import ExportRequest
 from faithfusion_studio.video import WITH_BEFORE, VideoOptions

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera, offset_laterally
 from faithfusion_studio.errors import StudioError
+from faithfusion_studio.fusion.batches import RecordedReferences, render_batch
 from faithfusion_studio.fusion.reconstruction import Reconstruction
-from faithfusion_studio.fusion.repairing import RecordedReferences, render_batch
 from faithfusion_studio.fusion.schedule import ReconstructionConfig
 from faithfusion_studio.information.fisher import recorded_fisher
 from faithfusion_studio.io.atomic import write_atomically

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from faithfusion_studio.cameras import Camera
 from faithfusion_studio.errors import StudioError
-from faithfusion_studio.fusion.repairing import RecordedReferences, render_batch, working_scale
+from faithfusion_studio.fusion.batches import RecordedReferences, render_batch, working_scale
 from faithfusion_studio.information.fisher import recorded_fisher
 from faithfusion_studio.io.pictures import write_npy, write_png
 from faithfusion_studio.repair.reprojection import ReprojectionRepairer, select_references

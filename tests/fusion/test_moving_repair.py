@@ -8,9 +8,10 @@ import torch
 from fusion.worlds import HEIGHT, WIDTH, drive_camera, tiny_world
 
 from faithfusion_studio.cameras import trajectory_from_cameras
-from faithfusion_studio.fusion import repairing
+from faithfusion_studio.fusion import batches
+from faithfusion_studio.fusion.batches import RecordedReferences
 from faithfusion_studio.fusion.moving import recorded_movers, shown_movers
-from faithfusion_studio.fusion.repairing import RecordedReferences, repair_stage
+from faithfusion_studio.fusion.repairing import repair_stage
 from faithfusion_studio.fusion.replay import repaired_views
 from faithfusion_studio.fusion.schedule import FusionConfig, Stage
 from faithfusion_studio.fusion.spawn import EmptyRule, empty_pixels
@@ -108,8 +109,8 @@ def test_a_repair_shows_the_car_at_its_time_and_nowhere_else(scene, monkeypatch)
     assert float((found & ~truth).sum()) <= 0.05 * float(truth.sum())
     assert float((found & truth).sum()) >= 0.9 * float(truth.sum())
     # Without knowing what moves the same repair loses the car or smears it.
-    monkeypatch.setattr(repairing, "recorded_movers", lambda scene, camera: None)
-    monkeypatch.setattr(repairing, "shown_movers", lambda scene, camera, view: None)
+    monkeypatch.setattr(batches, "recorded_movers", lambda scene, camera: None)
+    monkeypatch.setattr(batches, "shown_movers", lambda scene, camera, view: None)
     naive = red(repaired(scene).repaired)
     assert int((naive != truth).sum()) > 2 * int((found != truth).sum())
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from fusion.worlds import tiny_capture, tiny_world
 
+from faithfusion_studio.fusion.batches import RecordedReferences
 from faithfusion_studio.fusion.repairing import (
-    RecordedReferences,
     RepairedFrame,
     _clips,
     _with_context,

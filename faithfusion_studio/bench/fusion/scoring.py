@@ -14,7 +14,7 @@ from faithfusion_studio.bench.fusion.cases import FusionCase
 from faithfusion_studio.bench.report import BenchConfig
 from faithfusion_studio.bench.uncertainty.truth import TrueView
 from faithfusion_studio.cameras import Camera
-from faithfusion_studio.fusion.repairing import working_scale
+from faithfusion_studio.fusion.batches import working_scale
 from faithfusion_studio.information import eig_map, split_regions
 from faithfusion_studio.io.weights import WeightsError
 from faithfusion_studio.metrics import psnr, ssim_map
