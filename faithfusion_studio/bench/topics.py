@@ -81,7 +81,7 @@ TOPICS: dict[str, tuple[str, BenchConfig, BenchConfig]] = {
             40_000,
             (320, 180),
             repeats=1,
-            scenes=2,
+            scenes=1,
             steps=400,
             views=3,
             engines=("reprojection", "refiner"),
